@@ -1,0 +1,40 @@
+"""Channels: their graph, choice, removal and counting.
+
+A network is traced into channel groups (`trace`), scored (`scale_scores`), some channels are chosen
+(`select_global`), and the plan is carried out (`compact`). `gather` and `scatter` are the only code
+that slices tensors.
+"""
+
+from chanprune.channels.absorb import Absorption
+from chanprune.channels.batchnorm import recalibrate
+from chanprune.channels.compact import Compaction, CompactionError, compact, masked
+from chanprune.channels.counting import Counts, LayerCount, count, count_plan
+from chanprune.channels.graph import ChannelGraph, ChannelGroup
+from chanprune.channels.plan import Plan
+from chanprune.channels.scores import scale_scores
+from chanprune.channels.selection import Selection, select_global
+from chanprune.channels.slicing import gather, scatter
+from chanprune.channels.trace import UnsupportedNetwork, trace
+
+__all__ = [
+    "Absorption",
+    "ChannelGraph",
+    "ChannelGroup",
+    "Compaction",
+    "CompactionError",
+    "Counts",
+    "LayerCount",
+    "Plan",
+    "Selection",
+    "UnsupportedNetwork",
+    "compact",
+    "count",
+    "count_plan",
+    "gather",
+    "masked",
+    "recalibrate",
+    "scale_scores",
+    "scatter",
+    "select_global",
+    "trace",
+]

@@ -1,0 +1,197 @@
+"""Compaction: the physically smaller network that a plan leaves, checked against the masked one."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from chanprune.channels import operations as ops
+from chanprune.channels.absorb import Absorption, absorb_constants
+from chanprune.channels.gathered import Gathered
+from chanprune.channels.graph import ChannelGraph, Layer
+from chanprune.channels.plan import Plan
+from chanprune.channels.slicing import State, gather
+
+TOLERANCE = 1e-9
+
+
+class CompactionError(RuntimeError):
+    """Compact and masked network disagree: the channel graph does not describe the network."""
+
+
+@dataclass
+class Compaction:
+    """A compact network.
+
+    Attributes:
+        model: The smaller network; it shares nothing with the original.
+        graph: Its channel graph.
+        max_error: Largest difference to the masked network's output in float64, relative to the
+            largest output where that is above 1; nan if not checked.
+        absorbed: What became of the constants that the dropped channels leave, per channel group;
+            empty unless asked for.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    max_error: float
+    absorbed: dict[str, Absorption] = field(default_factory=dict)
+
+
+def compact(
+    model: nn.Module,
+    graph: ChannelGraph,
+    plan: Plan,
+    absorb: Literal["none", "bias"] = "none",
+    check: bool = True,
+) -> Compaction:
+    """Build the network without the dropped channels.
+
+    Args:
+        model: The network that `graph` describes; it is not changed. On the meta device the result
+            has the right shapes and no values.
+        graph: Its channel graph.
+        plan: What is kept.
+        absorb: "none" drops the constants that dropped channels emit (ReLU of the batch norm's
+            shift); "bias" adds them to what follows.
+        check: Compare with the masked network on random images in float64.
+
+    Raises:
+        ValueError: The plan does not fit the graph.
+        CompactionError: The outputs differ by more than 1e-9.
+    """
+    small = copy.deepcopy(model)
+    _shrink(small, graph, plan)
+    max_error = _self_check(model, small, graph, plan) if check else float("nan")
+    absorbed = absorb_constants(model, small, graph, plan) if absorb == "bias" else {}
+    return Compaction(small, graph.after(plan), max_error, absorbed)
+
+
+def masked(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
+    """Return a copy of the network that emits zeros on the dropped channels.
+
+    The filters, scales and shifts of dropped channels are zero; the shapes stay. This is the
+    reference for `compact`, not a smaller network.
+    """
+    keep = torch.from_numpy(graph.kept_mask(plan))
+    copied = copy.deepcopy(model)
+    state = copied.state_dict()
+    with torch.no_grad():
+        for layer in graph.layers.values():
+            dropped = ~keep[torch.from_numpy(layer.outputs)]
+            for parameter in {"weight", "bias"}.intersection(layer.parameters):
+                tensor = state[f"{layer.name}.{parameter}"]
+                tensor[dropped.to(tensor.device)] = 0
+    return copied
+
+
+def _shrink(model: nn.Module, graph: ChannelGraph, plan: Plan) -> None:
+    """Replace the tensors of `model` by those that the plan leaves."""
+    state = gather(model.state_dict(), graph, plan)
+    keep = graph.kept_mask(plan)
+    for layer in graph.layers.values():
+        module = model.get_submodule(layer.name)
+        if graph.is_gathered(layer) and not keep[layer.outputs].all():
+            _gather_in_front(module, torch.from_numpy(keep[layer.outputs].nonzero()[0]))
+        _assign(module, layer, state)
+        _resize(module, layer, int(keep[layer.inputs].sum()), int(keep[layer.outputs].sum()))
+
+
+def _gather_in_front(module: nn.Module, kept: torch.Tensor) -> None:
+    """Let a batch norm read only the `kept` ones of its channels."""
+    earlier = None
+    if isinstance(module, Gathered):
+        earlier = module.index.cpu()
+    else:
+        module.__class__ = ops.GATHERED[type(module)]
+    assert isinstance(module, Gathered)
+    index = kept if earlier is None else earlier[kept]
+    device = next(module.parameters()).device
+    module.gather_channels(index if device.type == "meta" else index.to(device))
+
+
+def _assign(module: nn.Module, layer: Layer, state: State) -> None:
+    for name in layer.parameters:
+        tensor = state[f"{layer.name}.{name}"]
+        if name in module._parameters:
+            old = module._parameters[name]
+            assert old is not None
+            module._parameters[name] = nn.Parameter(tensor.contiguous(), old.requires_grad)
+        else:
+            module._buffers[name] = tensor.contiguous()
+
+
+def _resize(module: nn.Module, layer: Layer, num_inputs: int, num_outputs: int) -> None:
+    if isinstance(module, ops.CONVOLUTIONS):
+        module.in_channels, module.out_channels = num_inputs, num_outputs
+        if layer.depthwise:
+            module.groups = num_inputs
+    elif isinstance(module, nn.Linear):
+        module.in_features, module.out_features = num_inputs, num_outputs
+    elif isinstance(module, ops.BATCH_NORMS):
+        module.num_features = num_outputs
+
+
+def _self_check(model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan) -> float:
+    """Compare compact and masked network on random images; return the largest difference."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((2, *graph.input_shape), dtype=torch.float64, generator=generator)
+    reference = masked(model, graph, plan).double().eval()
+    compacted = copy.deepcopy(small).double().eval()
+    with torch.inference_mode():
+        expected = _first(reference(images.to(device)))
+        got = _first(compacted(images.to(device)))
+    scale = max(1.0, expected.abs().max().item())
+    error = (got - expected).abs().max().item() / scale
+    if not error <= TOLERANCE:
+        raise CompactionError(
+            f"compact and masked network differ by {error:.2g} (allowed {TOLERANCE:g}); "
+            f"{_where_they_part(reference, compacted, graph, plan, images.to(device))}"
+        )
+    return error
+
+
+def _where_they_part(
+    reference: nn.Module,
+    compacted: nn.Module,
+    graph: ChannelGraph,
+    plan: Plan,
+    images: torch.Tensor,
+) -> str:
+    """Name the first layer whose kept outputs differ."""
+    keep = torch.from_numpy(graph.kept_mask(plan))
+    outputs = [_layer_outputs(network, graph, images) for network in (reference, compacted)]
+    for name, full in outputs[0].items():
+        kept = full[:, keep[torch.from_numpy(graph.layers[name].outputs)].to(full.device)]
+        if (kept - outputs[1][name]).abs().max() > TOLERANCE * max(1.0, full.abs().max().item()):
+            return f"they part at layer {name}"
+    return "they part behind the last layer"
+
+
+def _layer_outputs(
+    network: nn.Module, graph: ChannelGraph, images: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    outputs: dict[str, torch.Tensor] = {}
+    handles = [
+        network.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: outputs.__setitem__(name, output)
+        )
+        for name in graph.layers
+    ]
+    with torch.inference_mode():
+        network(images)
+    for handle in handles:
+        handle.remove()
+    return outputs
+
+
+def _first(output: Any) -> torch.Tensor:
+    """Take the first tensor of a network's output."""
+    while not isinstance(output, torch.Tensor):
+        output = next(iter(output.values() if isinstance(output, dict) else output))
+    return output

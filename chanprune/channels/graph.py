@@ -1,0 +1,213 @@
+"""The channel graph: which channels a network has, and which tensor axes run over them.
+
+Every channel of the network has a number. A layer lists the channels that it reads and those that
+it writes, one number for each position of the tensor axis; channels that must go together (both
+sides of a residual sum, the input and output of a depthwise convolution) share their number. A
+channel group is a run of consecutive numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import fx
+
+from chanprune.channels.plan import Plan
+
+ChannelNumbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that must go together, over all tensors that hold them.
+
+    Attributes:
+        name: The first producer, or the batch norm where the group begins with a gather.
+        start: Number of its first channel in the graph.
+        size: Number of channels.
+        producers: Convolutions and linear layers whose filters are the channels; empty for a
+            gather.
+        norms: Batch norms whose scales belong to the channels.
+        gathered: The channels are read from a shared stream, which stays whole.
+        blocks: A grouped convolution splits the group into this many equal blocks, each of which
+            must keep equally many channels.
+        fixed: Why the group must stay whole; None if it may be pruned.
+    """
+
+    name: str
+    start: int
+    size: int
+    producers: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    gathered: bool = False
+    blocks: int = 1
+    fixed: str | None = None
+
+    @property
+    def coupled(self) -> bool:
+        """Several producers are summed: their channels go together or not at all."""
+        return len(self.producers) > 1
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One tensor dimension that runs over channels.
+
+    Attributes:
+        dim: The dimension.
+        channels: (L,) channel number of every position.
+        blocks: For the input of a grouped convolution: `channels` lists all inputs, of which the
+            tensor's rows see one of `blocks` equal parts each. Otherwise 1.
+    """
+
+    dim: int
+    channels: ChannelNumbers
+    blocks: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A convolution, linear layer or batch norm, and the channels that it reads and writes.
+
+    Attributes:
+        name: Module name.
+        kind: What it is.
+        inputs: (C_in,) channel numbers; for a linear layer after a flatten they repeat.
+        outputs: (C_out,) channel numbers.
+        blocks: Groups of a grouped convolution; a depthwise convolution has 1 and `depthwise`.
+        depthwise: Every group has one input.
+        positions: Output positions of one image (height x width; 1 for a linear layer), summed over
+            the layer's calls.
+        parameters: Names of its tensors that run over channels, without the layer's own name.
+        normalised_by: Batch norm that alone reads the output, where there is one.
+    """
+
+    name: str
+    kind: Literal["conv", "linear", "norm"]
+    inputs: ChannelNumbers
+    outputs: ChannelNumbers
+    blocks: int = 1
+    depthwise: bool = False
+    positions: int = 0
+    parameters: tuple[str, ...] = ()
+    normalised_by: str | None = None
+
+    def axes(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
+        """Yield tensor name -> the axes that run over channels, for each tensor of the layer."""
+        rows = Axis(0, self.outputs)
+        for parameter in self.parameters:
+            has_columns = parameter == "weight" and self.kind != "norm" and not self.depthwise
+            columns = (Axis(1, self.inputs, self.blocks),) if has_columns else ()
+            yield f"{self.name}.{parameter}", (rows, *columns)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """All channel groups of a network, found by `trace`.
+
+    Attributes:
+        groups: Name -> group, in the order of the network; numbers run through them.
+        layers: Name -> layer, in the order of the network.
+        calls: The traced calls, by module name, so that they fit every compaction of the network.
+        input_shape: (C, H, W) that was traced.
+    """
+
+    groups: dict[str, ChannelGroup]
+    layers: dict[str, Layer]
+    calls: fx.Graph = field(repr=False)
+    input_shape: tuple[int, ...]
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels, the fixed ones included."""
+        return sum(group.size for group in self.groups.values())
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Tensor name -> its axes that run over channels."""
+        return {name: axes for layer in self.layers.values() for name, axes in layer.axes()}
+
+    def group_axes(self, name: str) -> list[tuple[str, int]]:
+        """List the (tensor name, dimension) pairs that run over a group's channels."""
+        group = self.groups[name]
+        numbers = np.arange(group.start, group.start + group.size)
+        return [
+            (tensor, axis.dim)
+            for tensor, axes in self.axes().items()
+            for axis in axes
+            if np.isin(axis.channels, numbers).any()
+        ]
+
+    def is_gathered(self, layer: Layer) -> bool:
+        """Tell whether a batch norm reads a shared stream, of which it can gather a part."""
+        return layer.kind == "norm" and any(
+            group.gathered and layer.name in group.norms for group in self.groups.values()
+        )
+
+    def prunable(self, coupled: Literal["keep", "together"] = "keep") -> list[ChannelGroup]:
+        """List the groups that may lose channels.
+
+        Args:
+            coupled: Whether groups behind a residual sum are left whole or pruned together.
+        """
+        return [
+            group
+            for group in self.groups.values()
+            if group.fixed is None and (coupled == "together" or not group.coupled)
+        ]
+
+    def kept_mask(self, plan: Plan) -> npt.NDArray[np.bool_]:
+        """Return (num_channels,) True where the plan keeps the channel.
+
+        Raises:
+            ValueError: The plan names a group that the graph lacks, prunes a fixed one, keeps a
+                channel that the group lacks, or keeps unequal numbers in the blocks of a grouped
+                convolution.
+        """
+        mask = np.ones(self.num_channels, dtype=bool)
+        for name, kept in plan.kept.items():
+            if name not in self.groups:
+                known = ", ".join(self.groups)
+                raise ValueError(f"the plan names the channel group {name!r}; known: {known}")
+            group = self.groups[name]
+            _check_kept(group, kept)
+            mask[group.start : group.start + group.size] = False
+            mask[group.start + np.asarray(kept)] = True
+        return mask
+
+    def after(self, plan: Plan) -> ChannelGraph:
+        """Return the graph of the network that `plan` leaves."""
+        keep = self.kept_mask(plan)
+        renumbered = np.cumsum(keep) - 1
+        groups = {}
+        for name, group in self.groups.items():
+            size = int(keep[group.start : group.start + group.size].sum())
+            start = int(keep[: group.start].sum())
+            groups[name] = replace(group, start=start, size=size)
+        layers = {
+            name: replace(
+                layer,
+                inputs=renumbered[layer.inputs[keep[layer.inputs]]],
+                outputs=renumbered[layer.outputs[keep[layer.outputs]]],
+            )
+            for name, layer in self.layers.items()
+        }
+        return replace(self, groups=groups, layers=layers)
+
+
+def _check_kept(group: ChannelGroup, kept: tuple[int, ...]) -> None:
+    if kept[-1] >= group.size:
+        raise ValueError(
+            f"the plan keeps channel {kept[-1]} of {group.name!r}, which has {group.size}"
+        )
+    if group.fixed is not None and len(kept) < group.size:
+        raise ValueError(f"the channel group {group.name!r} must stay whole: {group.fixed}")
+    per_block = np.bincount(np.asarray(kept) * group.blocks // group.size, minlength=group.blocks)
+    if len(set(per_block.tolist())) > 1:
+        raise ValueError(
+            f"the channel group {group.name!r} meets a convolution with {group.blocks} groups, "
+            f"each of which must keep equally many channels; the plan keeps {per_block.tolist()}"
+        )

@@ -1,0 +1,139 @@
+"""What each operation does with channels.
+
+An operation that is not listed is unknown, and a network that uses it on channels is refused.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from chanprune.channels.gathered import Gathered, GatheredBatchNorm1d, GatheredBatchNorm2d
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+GATHERED: dict[type[nn.Module], type[Gathered]] = {
+    nn.BatchNorm1d: GatheredBatchNorm1d,
+    nn.BatchNorm2d: GatheredBatchNorm2d,
+}
+
+# Each channel by itself, and a channel of zeros stays one of zeros.
+CHANNELWISE_MODULES = (
+    nn.Identity,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.CELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Hardswish,
+    nn.Tanh,
+    nn.Softsign,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.LPPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+    nn.Upsample,
+    nn.ZeroPad2d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad2d,
+)
+# The result has the channels of the operand, all of which it needs (or a zero does not stay one).
+WHOLE_MODULES = (
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.LogSigmoid,
+    nn.Softplus,
+    nn.Softmax,
+    nn.LogSoftmax,
+    nn.PReLU,
+    nn.GroupNorm,
+    nn.InstanceNorm2d,
+    nn.LocalResponseNorm,
+)
+
+_CHANNELWISE: list[Any] = [
+    torch.relu,
+    torch.tanh,
+    torch.abs,
+    torch.neg,
+    torch.clone,
+    operator.neg,
+    F.relu,
+    F.relu_,
+    F.relu6,
+    F.leaky_relu,
+    F.elu,
+    F.selu,
+    F.gelu,
+    F.silu,
+    F.mish,
+    F.hardswish,
+    F.tanh,
+    F.dropout,
+    F.dropout2d,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.adaptive_avg_pool2d,
+    F.adaptive_max_pool2d,
+    F.interpolate,
+    torch.max_pool2d,
+]
+CHANNELWISE_FUNCTIONS = frozenset(_CHANNELWISE)
+CHANNELWISE_METHODS = frozenset(
+    {
+        "relu",
+        "relu_",
+        "tanh",
+        "abs",
+        "neg",
+        "clone",
+        "contiguous",
+        "detach",
+        "float",
+        "double",
+        "to",
+    }
+)
+
+_WHOLE: list[Any] = [
+    torch.sigmoid,
+    torch.softmax,
+    F.sigmoid,
+    F.softmax,
+    F.log_softmax,
+    F.softplus,
+    F.hardsigmoid,
+]
+WHOLE_FUNCTIONS = frozenset(_WHOLE)
+WHOLE_METHODS = frozenset({"sigmoid", "softmax", "log_softmax"})
+
+SUMS = frozenset({operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub})
+PRODUCTS = frozenset({operator.mul, operator.imul, operator.truediv, torch.mul, torch.div})
+SUM_METHODS = frozenset({"add", "add_", "sub", "sub_"})
+PRODUCT_METHODS = frozenset({"mul", "mul_", "div", "div_"})
+
+CONCATENATIONS = frozenset({torch.cat, torch.concat, torch.concatenate})
+FLATTENS = frozenset({torch.flatten})
+RESHAPES = frozenset({torch.reshape})
+MEANS = frozenset({torch.mean})

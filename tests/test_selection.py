@@ -1,0 +1,157 @@
+"""Selection is exact, deterministic, and honours floors, caps, multiples and blocks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chanprune.channels import scale_scores, select_global, trace
+from tests.networks import SMALL, SMALL_SHAPE, randomise
+
+
+def removed_by_group(scores, selection):
+    return {name: len(score) - len(selection.kept[name]) for name, score in scores.items()}
+
+
+def make_scores(sizes, seed, levels=None):
+    random = np.random.default_rng(seed)
+    draw = (lambda n: random.integers(0, levels, n) / 8) if levels else random.random
+    return {f"group{i}": torch.tensor(draw(size)) for i, size in enumerate(sizes)}
+
+
+SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sizes=SIZES, percent=st.integers(0, 99), seed=st.integers(0, 999), ties=st.booleans())
+def test_exactly_the_floor_of_the_ratio_goes_or_it_is_refused(sizes, percent, seed, ties):
+    scores = make_scores(sizes, seed, levels=3 if ties else None)
+    wanted = percent * sum(sizes) // 100
+    spare = sum(size - max(1, math.ceil(0.02 * size - 1e-9)) for size in sizes)
+    if wanted > spare:
+        with pytest.raises(ValueError, match="at their floor"):
+            select_global(scores, percent / 100)
+        return
+    selection = select_global(scores, percent / 100)
+    assert selection.removed == wanted
+    assert sum(removed_by_group(scores, selection).values()) == wanted
+    assert selection.total == sum(sizes)
+    for name, score in scores.items():
+        kept = selection.kept[name]
+        assert len(kept) >= max(1, math.ceil(0.02 * len(score) - 1e-9))
+        dropped = sorted(set(range(len(score))) - set(kept))
+        if dropped and kept:
+            worst_kept = min((score[c].item(), c) for c in kept)
+            assert max((score[c].item(), c) for c in dropped) < worst_kept
+
+
+@pytest.mark.parametrize("tenths", range(10))
+def test_ties_do_not_take_more_than_asked(tenths):
+    """Nine of ten scores are zero: a strict threshold would remove them all (E.1, 4)."""
+    scores = {
+        "a": torch.zeros(300),
+        "b": torch.cat([torch.zeros(240), torch.linspace(0.1, 1, 60)]),
+    }
+    selection = select_global(scores, tenths / 10)
+    assert selection.removed == 60 * tenths
+
+
+def test_order_is_score_then_group_then_channel():
+    scores = {"b": torch.tensor([0.5, 0.1, 0.5]), "a": torch.tensor([0.5, 0.1, 0.9])}
+    assert select_global(scores, 2 / 6).kept == {"b": [0, 2], "a": [0, 2]}
+    assert select_global(scores, 3 / 6).kept == {"b": [2], "a": [0, 2]}
+    assert select_global(scores, 4 / 6).kept == {"b": [2], "a": [2]}
+
+
+def test_the_floor_is_made_up_from_the_other_groups_and_reported():
+    scores = {"low": torch.full((20,), 0.01), "high": torch.linspace(1, 2, 20)}
+    selection = select_global(scores, 0.7, min_channels=4)
+    assert removed_by_group(scores, selection) == {"low": 16, "high": 12}
+    assert selection.at_floor == ["low"]
+    assert selection.threshold == pytest.approx(scores["high"][11].item())
+    assert select_global(scores, 0.3, min_channels=4).at_floor == []
+
+
+def test_the_cap_limits_one_pass():
+    scores = {"low": torch.full((20,), 0.01), "high": torch.linspace(1, 2, 20)}
+    selection = select_global(scores, 0.5, max_share=0.5)
+    assert removed_by_group(scores, selection) == {"low": 10, "high": 10}
+
+
+@settings(max_examples=80, deadline=None)
+@given(sizes=SIZES, percent=st.integers(0, 60), seed=st.integers(0, 99), multiple=st.integers(2, 8))
+def test_widths_are_multiples_and_the_shortfall_is_less_than_one(sizes, percent, seed, multiple):
+    scores = make_scores(sizes, seed)
+    try:
+        selection = select_global(scores, percent / 100, round_to=multiple)
+    except ValueError as error:
+        assert "at their floor" in str(error)
+        return
+    assert 0 <= percent * sum(sizes) // 100 - selection.removed < multiple
+    for name, score in scores.items():
+        width = len(selection.kept[name])
+        assert width % multiple == 0 or width == len(score)
+
+
+def test_blocks_keep_equally_many_channels():
+    scores = make_scores([24, 10], 0)
+    selection = select_global(scores, 0.5, blocks={"group0": 4})
+    per_block = np.bincount(np.array(selection.kept["group0"]) // 6, minlength=4)
+    assert len(set(per_block.tolist())) == 1
+    assert selection.removed == 17
+    for block in range(4):
+        inside = scores["group0"][block * 6 : block * 6 + 6]
+        best = inside.argsort(descending=True)[: per_block[0]] + block * 6
+        assert sorted(best.tolist()) == [c for c in selection.kept["group0"] if c // 6 == block]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "options", "message"),
+    [
+        (1.0, {}, r"must be in \[0, 1\)"),
+        (-0.1, {}, r"must be in \[0, 1\)"),
+        (0.9, {"min_share": 0.5}, "the floors leave only"),
+    ],
+)
+def test_impossible_requests_are_refused(ratio, options, message):
+    with pytest.raises(ValueError, match=message):
+        select_global({"a": torch.rand(20)}, ratio, **options)
+
+
+def test_scores_must_be_finite():
+    with pytest.raises(ValueError, match="not finite"):
+        select_global({"a": torch.tensor([1.0, float("nan")])}, 0.5)
+
+
+def test_scale_scores_sum_over_coupled_batch_norms():
+    model = randomise(SMALL["residual"](), 0)
+    graph = trace(model, SMALL_SHAPE)
+    scores = scale_scores(model, graph.prunable("together"))
+    expected = model.stem[1].weight.abs() + model.outer[1].weight.abs()
+    assert torch.equal(scores["stem.0"], expected.detach())
+    doubled = randomise(SMALL["grouped"](), 0)
+    graph = trace(doubled, SMALL_SHAPE)
+    score = scale_scores(doubled, graph.prunable())["grouped.0"]
+    parts = (doubled.grouped[1], doubled.depthwise[1])
+    expected = sum(p.weight for p in parts) + doubled.doubled[1].weight.view(18, 2).sum(1)
+    torch.testing.assert_close(score, expected.detach())
+
+
+def test_the_ranking_of_scales_ignores_the_filters_size():
+    """Rescaling a filter under its batch norm changes nothing (E.1, 9)."""
+    model = randomise(SMALL["chain"](), 0).double().eval()
+    graph = trace(model, SMALL_SHAPE)
+    images = torch.randn(2, *SMALL_SHAPE, dtype=torch.float64)
+    before, scores = model(images), scale_scores(model, graph.prunable())
+    factor = torch.rand(8, dtype=torch.float64) * 3 + 0.5
+    conv, norm = model.first[0], model.first[1]
+    with torch.no_grad():
+        conv.weight *= factor.view(-1, 1, 1, 1)
+        norm.running_mean *= factor
+        norm.running_var.copy_((norm.running_var + norm.eps) * factor**2 - norm.eps)
+    torch.testing.assert_close(model(images), before)
+    after = scale_scores(model, graph.prunable())
+    assert all(torch.equal(after[name], score) for name, score in scores.items())

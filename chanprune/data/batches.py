@@ -1,0 +1,190 @@
+"""Batches of normalised images, from memory or from a stream.
+
+The order of the images and their augmentation depend on (seed, epoch) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms import v2
+
+from chanprune.data.dataset import Dataset, SplitName
+from chanprune.data.source import MemorySource, Source
+
+Batch = tuple[Tensor, Tensor]
+
+
+def train_batches(
+    dataset: Dataset, *, batch_size: int, seed: int, device: torch.device | str
+) -> MemoryBatches | StreamBatches:
+    """Shuffled, augmented batches of the training split; a last partial batch is left out.
+
+    Args:
+        dataset: The data set.
+        batch_size: Images per batch; a smaller training split makes one batch.
+        seed: Decides order and augmentation, with the epoch.
+        device: Where the batches go.
+    """
+    kind = StreamBatches if dataset.streams else MemoryBatches
+    return kind(dataset, "train", batch_size, device, seed)
+
+
+def eval_batches(
+    dataset: Dataset, split: SplitName, *, batch_size: int, device: torch.device | str
+) -> MemoryBatches | StreamBatches:
+    """All images of a split, in order, as they are."""
+    kind = StreamBatches if dataset.streams else MemoryBatches
+    return kind(dataset, split, batch_size, device, None)
+
+
+class _Batches:
+    """What both kinds share: the split, and the order of its images."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: SplitName,
+        batch_size: int,
+        device: torch.device | str,
+        seed: int | None,
+    ):
+        self.dataset = dataset
+        self.source: Source = dataset.splits[split]
+        self.seed = seed
+        self.device = torch.device(device)
+        num_images = len(self.source.labels)
+        self.batch_size = min(batch_size, num_images)
+        whole = num_images // self.batch_size
+        self.num_batches = whole if seed is not None else -(-num_images // self.batch_size)
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return self.num_batches
+
+    def _order(self, epoch: int) -> Tensor:
+        num_images = len(self.source.labels)
+        if self.seed is None:
+            return torch.arange(num_images)
+        order = torch.randperm(num_images, generator=_generator(self.seed, epoch))
+        return order[: self.num_batches * self.batch_size]
+
+
+class MemoryBatches(_Batches):
+    """Batches cut from one uint8 tensor on the device, augmented as a whole."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: SplitName,
+        batch_size: int,
+        device: torch.device | str,
+        seed: int | None,
+    ):
+        super().__init__(dataset, split, batch_size, device, seed)
+        source = self.source.in_memory()
+        self.images = source.images.to(self.device)
+        self.labels = source.labels.to(self.device)
+        shape = (1, -1, 1, 1)
+        self.mean = torch.tensor(dataset.mean, device=self.device).view(shape) * 255
+        self.std = torch.tensor(dataset.std, device=self.device).view(shape) * 255
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        """Yield (images (N, C, H, W), labels (N,)) of epoch `index`."""
+        order = self._order(index).to(self.device)
+        pad, flip = self.dataset.options.pad, self.dataset.options.flip
+        draws = _generator(self.seed, index, 1) if self.seed is not None else None
+        for chosen in order.split(self.batch_size):
+            images = self.images[chosen]
+            if draws is not None:
+                images = augment(images, pad, flip, draws)
+            yield (images.float() - self.mean) / self.std, self.labels[chosen]
+
+
+def augment(images: Tensor, pad: int, flip: bool, draws: torch.Generator) -> Tensor:
+    """Crop each image at random from its zero-padded self, and mirror half of them.
+
+    Args:
+        images: (N, C, H, W), any type.
+        pad: Pixels of zeros on each side.
+        flip: Whether to mirror.
+        draws: Random numbers, on the CPU.
+    """
+    count, _, height, width = images.shape
+    device = images.device
+    top, left = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=draws)
+    mirrored = torch.rand(count, 1, generator=draws) < (0.5 if flip else 0.0)
+    rows = top + torch.arange(height)
+    columns = torch.arange(width).expand(count, width)
+    columns = left + torch.where(mirrored, width - 1 - columns, columns)
+    padded = F.pad(images, (pad,) * 4)
+    which = torch.arange(count, device=device)[:, None, None]
+    by_pixel = padded.permute(0, 2, 3, 1)
+    cropped = by_pixel[which, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+    return cropped.permute(0, 3, 1, 2)
+
+
+class StreamBatches(_Batches):
+    """Batches read by worker processes, augmented one by one with torchvision's transforms."""
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        """Yield (images (N, C, H, W), labels (N,)) of epoch `index`."""
+        options = self.dataset.options
+        steps: list[Any] = [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(self.dataset.mean), list(self.dataset.std)),
+        ]
+        if self.seed is not None:
+            height, width = self.dataset.info.input_shape[1:]
+            flips = [v2.RandomHorizontalFlip()] if options.flip else []
+            crops = [v2.RandomCrop((height, width), padding=options.pad)] if options.pad else []
+            steps = [*crops, *flips, *steps]
+        order = self._order(index)
+        loader = DataLoader(
+            _Stream(self.source, v2.Compose(steps), self.seed, index),
+            batch_size=self.batch_size,
+            sampler=order.tolist(),
+            num_workers=options.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator().manual_seed(0),
+        )
+        for images, labels in loader:
+            yield images.to(self.device, non_blocking=True), labels.to(self.device)
+
+
+class _Stream(TorchDataset[tuple[Tensor, Tensor]]):
+    """One epoch of images; each draws its augmentation from (seed, epoch, index)."""
+
+    def __init__(self, source: Source, transform: v2.Compose, seed: int | None, epoch: int):
+        self.source = source
+        self.transform = transform
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = self.source.read(index)
+        with torch.random.fork_rng(devices=[]):
+            if self.seed is not None:
+                torch.manual_seed(_number(self.seed, self.epoch, index))
+            return self.transform(image), self.source.labels[index]
+
+
+def _number(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _generator(*entropy: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_number(*entropy))
+
+
+__all__ = ["MemoryBatches", "MemorySource", "StreamBatches", "augment"]

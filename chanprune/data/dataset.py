@@ -1,0 +1,104 @@
+"""A data set: labelled images in three splits, and what to do with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from chanprune.data.source import MemorySource, Source, stratified_split
+
+SplitName = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known without reading images: (C, H, W), and a name for each class."""
+
+    input_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every data set takes.
+
+    Attributes:
+        root: Where files are looked for, and downloaded to.
+        image_size: Height and width in pixels; None for the native size.
+        val_share: Share of the training set that is held out for validation, in [0, 1).
+        memory_limit: Bytes of uint8 images up to which everything lives in memory, on the device.
+        workers: Processes that read images beyond the limit.
+        pad: Pixels of zeros around an image from which a random crop is taken; 0 for none.
+        flip: Whether half of the images are mirrored.
+        path: Directory or archive of an image folder.
+    """
+
+    image_size: int | None = None
+    val_share: float = 0.1
+    memory_limit: int = 2**31
+    workers: int = 2
+    pad: int = 4
+    flip: bool = True
+    root: str = "data"
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits and the numbers that go with them.
+
+    Attributes:
+        name: Of the data set.
+        info: Shape and class names.
+        mean: Per channel of the training images, values in [0, 1].
+        std: Per channel, likewise.
+        splits: "train", "val", "test" -> images.
+        options: Augmentation and loading.
+        streams: Whether images are read from their source batch by batch.
+    """
+
+    name: str
+    info: DatasetInfo
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    splits: dict[SplitName, Source]
+    options: Options
+    streams: bool
+
+
+def assemble(
+    name: str,
+    info: DatasetInfo,
+    train: Source,
+    test: Source,
+    options: Options,
+    seed: int,
+    val: Source | None = None,
+) -> Dataset:
+    """Hold out the validation split, load into memory what fits, and measure mean and deviation."""
+    if val is None:
+        rest, held = stratified_split(train.labels, options.val_share, seed, info.class_names)
+        train, val = train.subset(rest), train.subset(held)
+    splits: dict[SplitName, Source] = {"train": train, "val": val, "test": test}
+    channels, height, width = info.input_shape
+    num_images = sum(len(split.labels) for split in splits.values())
+    streams = num_images * channels * height * width > options.memory_limit
+    if not streams:
+        splits = {key: split.in_memory() for key, split in splits.items()}
+    mean, std = _statistics(splits["train"])
+    return Dataset(name, info, mean, std, splits, options, streams)
+
+
+def _statistics(train: Source, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measure mean and deviation per channel, of evenly spaced images where there are many."""
+    chosen = torch.linspace(0, len(train.labels) - 1, min(most, len(train.labels))).long()
+    if isinstance(train, MemorySource):
+        images = train.images[chosen]
+    else:
+        images = torch.stack([train.read(int(i)) for i in chosen])
+    values = images.transpose(0, 1).flatten(1).float() / 255
+    mean = [round(value, 4) for value in values.mean(1).tolist()]
+    std = [max(round(value, 4), 1e-3) for value in values.std(1).tolist()]
+    return tuple(mean), tuple(std)

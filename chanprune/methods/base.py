@@ -1,0 +1,100 @@
+"""What a method may do, and when: the hooks of the one training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chanprune.channels import ChannelGraph, Selection
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the training stands.
+
+    Attributes:
+        index: Optimiser updates done so far in this stage.
+        epoch: Passes over the training data done so far in this stage.
+        lr: Learning rate of this step.
+        progress: Share of the stage that is done, in [0, 1).
+    """
+
+    index: int
+    epoch: int
+    lr: float
+    progress: float
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """How channels are selected; see `select_global` and `ChannelGraph.prunable`."""
+
+    ratio: float
+    min_channels: int = 1
+    min_share: float = 0.02
+    max_share: float = 1.0
+    round_to: int = 1
+    coupled: Literal["keep", "together"] = "keep"
+
+
+class Method:
+    """Hooks that do nothing: plain training of the whole network.
+
+    A method overrides the moments it needs. It decides which channels to keep and returns that
+    decision; surgery, checks, counting and saving are done elsewhere, once.
+    """
+
+    prunes = False
+
+    def before_training(self, model: nn.Module, lr_travel: float) -> dict[str, float]:
+        """Called once, before the first step of the train stage.
+
+        Args:
+            model: The network, on its device.
+            lr_travel: Sum of the learning rates of all steps, divided by (1 - momentum): how far a
+                constant unit gradient moves a parameter over the whole schedule.
+
+        Returns:
+            What the log should say of the method, name -> value.
+        """
+        return {}
+
+    def before_step(self, step: Step) -> None:
+        """Called before each forward pass."""
+
+    def loss(
+        self, model: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss and the logits (N, classes); the default is cross-entropy."""
+        logits = model(images)
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing), logits
+
+    def after_backward(self, step: Step) -> None:
+        """Called when gradients exist, before the optimiser reads them; may change `.grad`."""
+
+    def after_step(self, step: Step) -> None:
+        """Called after each optimiser update."""
+
+    def after_epoch(self, step: Step) -> dict[str, float]:
+        """Called after each epoch; returns what the log should say, name -> value."""
+        return {}
+
+    def select_channels(
+        self, model: nn.Module, graph: ChannelGraph, options: PruneOptions
+    ) -> tuple[Selection, dict[str, Tensor]]:
+        """Decide which channels stay; return the decision and the scores (C,) it rests on."""
+        raise NotImplementedError(f"{type(self).__name__} does not prune")
+
+    def finetune_hooks(self) -> Method:
+        """Return the hooks of the finetune stage; by default none, so that penalties end."""
+        return Method()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what must survive a restart."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up where `state_dict` left off."""

@@ -1,0 +1,128 @@
+"""VGG with batch norm for small images (Simonyan and Zisserman 2015; the CIFAR form of the papers).
+
+Four max-pools, then an average over the positions that are left: 2 x 2 for 32 x 32 images. The
+linear head is Network Slimming's; `fc512` is the head behind the papers' 1.50e7 parameters: with
+batch norm and without convolution biases in Li et al. as reproduced by Rethinking (14 987 722), and
+the other way round (head_norm=False, conv_bias=True) in the channel-prioritized paper (14 990 922).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Literal
+
+from torch import Tensor, nn
+
+from chanprune.errors import UserError
+
+STAGES = {
+    "vgg11": ([64], [128], [256, 256], [512, 512], [512, 512]),
+    "vgg13": ([64, 64], [128, 128], [256, 256], [512, 512], [512, 512]),
+    "vgg16": ([64, 64], [128, 128], [256] * 3, [512] * 3, [512] * 3),
+    "vgg19": ([64, 64], [128, 128], [256] * 4, [512] * 4, [512] * 4),
+}
+SMALLEST_IMAGE = 16
+
+
+class VGG(nn.Module):
+    """Conv-BN-ReLU stages, pooled in between, and a classifier.
+
+    Args:
+        stages: Channels of the convolutions, stage by stage.
+        num_classes: Number of classes.
+        in_channels: Channels of the image.
+        head: "linear", one linear layer; or "fc512", a hidden layer of 512 units and a linear
+            layer.
+        head_norm: Batch norm behind the hidden layer of `fc512`.
+        conv_bias: Biases in the convolutions, which the batch norms make superfluous.
+    """
+
+    def __init__(
+        self,
+        stages: tuple[list[int], ...],
+        *,
+        num_classes: int,
+        in_channels: int,
+        head: Literal["linear", "fc512"] = "linear",
+        head_norm: bool = True,
+        conv_bias: bool = False,
+        hidden: int = 512,
+    ):
+        super().__init__()
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        width = in_channels
+        for stage, channels in enumerate(stages, start=1):
+            for number, outputs in enumerate(channels, start=1):
+                name = f"{stage}_{number}"
+                layers[f"conv{name}"] = nn.Conv2d(width, outputs, 3, padding=1, bias=conv_bias)
+                layers[f"bn{name}"] = nn.BatchNorm2d(outputs)
+                layers[f"relu{name}"] = nn.ReLU(inplace=True)
+                width = outputs
+            if stage < len(stages):
+                layers[f"pool{stage}"] = nn.MaxPool2d(2)
+        self.features = nn.Sequential(layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        if head == "linear":
+            self.classifier: nn.Module = nn.Linear(width, num_classes)
+        else:
+            classifier: OrderedDict[str, nn.Module] = OrderedDict(fc1=nn.Linear(width, hidden))
+            if head_norm:
+                classifier["bn1"] = nn.BatchNorm1d(hidden)
+            classifier["relu1"] = nn.ReLU(inplace=True)
+            classifier["fc2"] = nn.Linear(hidden, num_classes)
+            self.classifier = nn.Sequential(classifier)
+        self._initialise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) images to (N, classes) logits."""
+        logits: Tensor = self.classifier(self.pool(self.features(x)).flatten(1))
+        return logits
+
+    def _initialise(self) -> None:
+        """Initialise as Network Slimming does: He by fan-out, scales 0.5, linear N(0, 0.01)."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.out_channels * math.prod(module.kernel_size)
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+                nn.init.constant_(module.weight, 0.5)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01)
+                nn.init.zeros_(module.bias)
+
+
+def build_vgg(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    width: float = 1.0,
+    head: Literal["linear", "fc512"] = "linear",
+    head_norm: bool = True,
+    conv_bias: bool = False,
+) -> VGG:
+    """Build VGG-11, 13, 16 or 19, every number of channels multiplied by `width`.
+
+    Raises:
+        UserError: The image is smaller than the four poolings can take.
+    """
+    if image_size < SMALLEST_IMAGE:
+        raise UserError(
+            f"{name} takes images of {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels or more, "
+            f"not {image_size} x {image_size}; set dataset.image_size={SMALLEST_IMAGE} or more"
+        )
+    stages = tuple([max(1, round(c * width)) for c in stage] for stage in STAGES[name])
+    return VGG(
+        stages,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        head=head,
+        head_norm=head_norm,
+        conv_bias=conv_bias,
+        hidden=max(1, round(512 * width)),
+    )

@@ -1,0 +1,1 @@
+"""The pipeline: stages, the one loop, checkpoints, and what a run leaves behind."""

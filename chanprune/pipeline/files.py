@@ -1,0 +1,48 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from chanprune.errors import RunError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace a JSON file atomically; raises as `write_text` does."""
+    write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Replace a safetensors file atomically; raises as `write_text` does."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _replace(path, lambda temporary: save_file(plain, temporary))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except Exception as error:
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunError(f"{path} cannot be written: {reason}") from error

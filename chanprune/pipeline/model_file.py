@@ -1,0 +1,158 @@
+"""The product of a run: model.safetensors, and model.json with all but the tensors.
+
+A compact network is loaded from its architecture, its plan and its tensors; no code is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from chanprune.channels import Counts, Plan, compact, trace
+from chanprune.errors import UserError
+from chanprune.models import MODELS, build
+from chanprune.pipeline.files import write_json, write_tensors
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What turns an image into the network's input.
+
+    Attributes:
+        input_shape: (C, H, W).
+        mean: Per channel, of values in [0, 1].
+        std: Per channel, of values in [0, 1].
+    """
+
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def transform(self) -> v2.Compose:
+        """Return a transform from a PIL image or a uint8 tensor to a normalised float tensor."""
+        channels, height, _ = self.input_shape
+        colour = v2.Grayscale() if channels == 1 else v2.RGB()
+        return v2.Compose(
+            [
+                v2.ToImage(),
+                colour,
+                v2.Resize(height, antialias=True),
+                v2.CenterCrop(height),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(list(self.mean), list(self.std)),
+            ]
+        )
+
+
+def save_model(
+    run_dir: Path,
+    model: nn.Module,
+    architecture: Mapping[str, Any],
+    plan: Plan,
+    preprocessing: Preprocessing,
+    class_names: tuple[str, ...],
+    counts: Counts,
+) -> None:
+    """Write the compact network.
+
+    Args:
+        run_dir: Where model.safetensors and model.json go.
+        model: The compact network.
+        architecture: Arguments of `models.build` for the original network.
+        plan: What the compact network keeps of the original.
+        preprocessing: What it expects of an image.
+        class_names: One per logit.
+        counts: Its parameters and MACs.
+    """
+    write_tensors(run_dir / "model.safetensors", model.state_dict())
+    description = {
+        "format": FORMAT,
+        "architecture": dict(architecture),
+        "plan": plan.to_json(),
+        "input_shape": list(preprocessing.input_shape),
+        "class_names": list(class_names),
+        "preprocess": {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
+        "counts": {"params": counts.params, "macs": counts.macs},
+    }
+    write_json(run_dir / "model.json", description)
+
+
+def load(path: str | Path) -> nn.Module:
+    """Load a compact network in eval mode.
+
+    Args:
+        path: A run directory, or the model.json or model.safetensors in it.
+
+    Returns:
+        The network, with `input_shape` (C, H, W), `class_names`, and `preprocess`, a transform from
+        a PIL image or uint8 tensor (C, H, W) to what the network takes.
+
+    Raises:
+        UserError: There is no such model, or it is damaged.
+    """
+    folder = Path(path)
+    folder = folder if folder.is_dir() else folder.parent
+    description = _read_description(folder / "model.json")
+    tensors = _read_tensors(folder / "model.safetensors")
+    try:
+        model = _restore(description, tensors)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the model in {folder} is damaged: {reason}") from error
+    return model
+
+
+def _restore(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    architecture = dict(description["architecture"])
+    if architecture.get("name") not in MODELS:
+        known = ", ".join(MODELS)
+        raise UserError(f"unknown model {architecture.get('name')!r}; known: {known}")
+    input_shape = tuple(description["input_shape"])
+    with torch.device("meta"):
+        original = build(**architecture)
+    plan = Plan.from_json(description["plan"])
+    model = compact(original, trace(original, input_shape), plan, check=False).model
+    model.load_state_dict(dict(tensors), assign=True)
+    preprocessing = Preprocessing(
+        input_shape,
+        tuple(description["preprocess"]["mean"]),
+        tuple(description["preprocess"]["std"]),
+    )
+    model.input_shape = input_shape  # type: ignore[assignment]
+    model.class_names = tuple(description["class_names"])  # type: ignore[assignment]
+    model.preprocess = preprocessing.transform()
+    return model.eval()
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"there is no model in {path.parent}: {path.name} is missing") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: it is not JSON") from error
+    if description.get("format") != FORMAT:
+        found = description.get("format")
+        raise UserError(f"{path} has format {found}; this version reads format {FORMAT}")
+    return description
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = "it is missing" if not path.exists() else str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read: {reason}") from error

@@ -1,0 +1,129 @@
+"""Pictures of a run: which channels stayed, and where the scales were cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+KEPT, ORIGINAL, CUT = "#2a6fbb", "#d5dbe3", "#c8442f"
+DRAWN_FROM = 1e-6
+
+
+def draw_kept_channels(path: Path, widths: Mapping[str, tuple[int, int]], title: str) -> None:
+    """Draw the channels kept of each channel group.
+
+    Args:
+        path: PNG file to write.
+        widths: Group name -> (kept, original).
+        title: Heading.
+    """
+    names = list(widths)
+    kept = [widths[name][0] for name in names]
+    original = [widths[name][1] for name in names]
+    figure, axes = plt.subplots(figsize=(max(6.0, 0.55 * len(names) + 2), 4.2))
+    places = np.arange(len(names))
+    axes.bar(places, original, color=ORIGINAL, width=0.8, label="original")
+    axes.bar(places, kept, color=KEPT, width=0.8, label="kept")
+    for place, count, whole in zip(places, kept, original, strict=True):
+        axes.annotate(
+            f"{count}",
+            (place, max(count, 0.02 * max(original))),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color="black" if count < 0.9 * whole else KEPT,
+        )
+    axes.set_xticks(places, [_short(name) for name in names], rotation=60, ha="right", fontsize=8)
+    axes.set_ylabel("channels")
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def draw_sorted_scales(
+    path: Path, scales: Sequence[float], num_removed: int, threshold: float, title: str
+) -> None:
+    """Draw all scales in ascending order, the cut, and the cliff where one shows.
+
+    Args:
+        path: PNG file to write.
+        scales: |scale| of every channel that could be pruned.
+        num_removed: How many went.
+        threshold: The largest that went; nan if none did.
+        title: Heading.
+    """
+    values = np.sort(np.asarray(scales, dtype=np.float64))
+    share = np.arange(1, len(values) + 1) / len(values) * 100
+    figure, axes = plt.subplots(figsize=(6.6, 4.2))
+    axes.plot(share, np.maximum(values, DRAWN_FROM), color=KEPT, linewidth=1.8)
+    axes.set_yscale("log")
+    if math.isfinite(threshold):
+        cut = 100 * num_removed / len(values)
+        axes.axvspan(0, cut, color=CUT, alpha=0.08, linewidth=0)
+        axes.axvline(cut, color=CUT, linewidth=1)
+        axes.annotate(
+            f"pruned: {cut:.1f} %, threshold {threshold:.2g}",
+            (cut, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(-4, -4),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=9,
+            color=CUT,
+        )
+    cliff = find_cliff(values)
+    if cliff is not None:
+        axes.annotate(
+            f"cliff at {share[cliff]:.1f} %",
+            (share[cliff], math.sqrt(max(values[cliff], DRAWN_FROM) * values[cliff + 1])),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("channels, sorted by scale (%)")
+    axes.set_ylabel("|batch-norm scale|")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def find_cliff(ascending: npt.NDArray[np.float64], factor: float = 2.0) -> int | None:
+    """Find where unused scales end: the largest ratio of neighbours, if it is at least `factor`.
+
+    The lowest and highest 2 % are left out: single values lie far apart there.
+
+    Returns:
+        The index below the gap, or None.
+    """
+    margin = max(1, len(ascending) // 50)
+    middle = np.maximum(ascending[margin : len(ascending) - margin], DRAWN_FROM)
+    if len(middle) < 2:
+        return None
+    ratios = middle[1:] / middle[:-1]
+    largest = int(ratios.argmax())
+    return margin + largest if ratios[largest] >= factor else None
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("features.")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

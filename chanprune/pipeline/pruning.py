@@ -1,0 +1,63 @@
+"""What a prune stage tells: how many channels went, which floors held, what was absorbed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from chanprune.channels import Absorption, Selection
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """One prune stage.
+
+    Attributes:
+        selection: What was decided.
+        scores: Group name -> (C,) the scores it rests on.
+        max_error: Of the self-check, compact against masked in float64.
+        absorbed: Group name -> what became of the dropped channels' constants.
+    """
+
+    selection: Selection
+    scores: Mapping[str, Tensor]
+    max_error: float
+    absorbed: Mapping[str, Absorption]
+
+    def all_scores(self) -> list[float]:
+        """Return the scores of all groups in one list."""
+        return [value for score in self.scores.values() for value in score.tolist()]
+
+    def lines(self) -> list[str]:
+        """Return the lines for the terminal."""
+        selection = self.selection
+        exact = [name for name, absorbed in self.absorbed.items() if absorbed.exact]
+        border = max((a.border_error for a in self.absorbed.values()), default=0.0)
+        spread = max((a.spread for a in self.absorbed.values()), default=0.0)
+        lines = [
+            f"prune: {selection.removed} of {selection.total} channels go, "
+            f"threshold {selection.threshold:.3g}; compact == masked to {self.max_error:.1g}",
+            f"  constants of dropped channels: exact in {len(exact)} of {len(self.absorbed)} "
+            f"groups; elsewhere off by at most {border:.2g} at the border, and the channels still varied "
+            f"by {spread:.2g}",
+        ]
+        if selection.at_floor:
+            lines.append(f"  at their floor: {', '.join(selection.at_floor)}")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        threshold = self.selection.threshold
+        return {
+            "removed": self.selection.removed,
+            "total": self.selection.total,
+            "threshold": None if math.isnan(threshold) else threshold,
+            "at_floor": self.selection.at_floor,
+            "self_check_error": self.max_error,
+            "absorbed": {name: asdict(absorbed) for name, absorbed in self.absorbed.items()},
+            "scores": {name: score.tolist() for name, score in self.scores.items()},
+        }

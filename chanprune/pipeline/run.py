@@ -1,0 +1,285 @@
+"""A run: train -> prune -> finetune, straight down, and what it leaves behind."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from chanprune import data
+from chanprune.channels import (
+    ChannelGraph,
+    CompactionError,
+    Plan,
+    UnsupportedNetwork,
+    compact,
+    count,
+    recalibrate,
+    trace,
+)
+from chanprune.errors import RunError, UserError
+from chanprune.methods import METHODS, Method, PruneOptions
+from chanprune.models import build
+from chanprune.pipeline.files import write_json, write_text
+from chanprune.pipeline.loop import Stage, TrainOptions, evaluate, train
+from chanprune.pipeline.model_file import Preprocessing, save_model
+from chanprune.pipeline.pictures import draw_kept_channels, draw_sorted_scales
+from chanprune.pipeline.pruning import PruneReport
+from chanprune.pipeline.record import Record
+from chanprune.pipeline.table import Row, as_csv, as_markdown
+
+EVAL_BATCH = 500
+NOTES = (
+    "MACs: multiply-accumulates of convolutions and linear layers for one image "
+    "(FLOPs = 2 x MACs). Percentages: what is gone since the first row.",
+    "val: held out of the training set, chooses the epoch where one is chosen. "
+    "test: looked at once per row, chooses nothing.",
+)
+
+
+@dataclass
+class _Network:
+    """The network as it goes through the stages."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    plan: Plan = field(default_factory=lambda: Plan({}))
+    rows: list[Row] = field(default_factory=list)
+
+
+def run(config: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+    """Do one experiment.
+
+    Args:
+        config: The validated configuration as plain values (see configs/config.yaml).
+        run_dir: An existing directory; everything is written there.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        UserError: The request cannot be carried out (data, shapes, ratio).
+        RunError: Training failed, or a file could not be written.
+    """
+    method_options = dict(config["method"])
+    method_name, passes = method_options.pop("name"), method_options.pop("passes", 1)
+    torch.manual_seed(config["seed"])
+    dataset = data.load(seed=config["seed"], **config["dataset"])
+    model = build(**architecture(config["model"], dataset.info))
+    record = Record(run_dir)
+    experiment = _Experiment(config, dataset, record, run_dir)
+    network = experiment.start(model)
+    for number in range(1, passes + 1):
+        suffix = f"-{number}" if passes > 1 else ""
+        method = METHODS[method_name](**method_options)
+        experiment.train(network, method, f"train{suffix}", config["train"])
+        if method.prunes:
+            experiment.prune(network, method, suffix)
+            hooks = method.finetune_hooks()
+            experiment.train(network, hooks, f"finetune{suffix}", config["finetune"])
+    summary = experiment.finish(network)
+    record.close()
+    return summary
+
+
+def architecture(model: Mapping[str, Any], info: data.DatasetInfo) -> dict[str, Any]:
+    """Return the arguments of `models.build` for a model's options and a data set."""
+    channels, size, _ = info.input_shape
+    return {
+        **model,
+        "num_classes": len(info.class_names),
+        "in_channels": channels,
+        "image_size": size,
+    }
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn "auto", "cpu" or "cuda" into a device.
+
+    Raises:
+        UserError: CUDA is asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: PyTorch finds no GPU here; use device=cpu or device=auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+class _Experiment:
+    """The stages, on one data set, writing to one directory."""
+
+    def __init__(
+        self, config: Mapping[str, Any], dataset: data.Dataset, record: Record, run_dir: Path
+    ):
+        self.config = config
+        self.dataset = dataset
+        self.record = record
+        self.run_dir = run_dir
+        self.device = pick_device(config["device"])
+        pruning = dict(config["prune"])
+        self.absorb: Literal["none", "bias"] = pruning.pop("absorb")
+        self.recalibrate: int = pruning.pop("recalibrate")
+        self.select = PruneOptions(**pruning)
+        self.reports: list[PruneReport] = []
+
+    def start(self, model: nn.Module) -> _Network:
+        """Trace the network and say what will be done with it."""
+        model = model.to(self.device)
+        _channels_last(model)
+        try:
+            graph = trace(model, self.dataset.info.input_shape)
+        except UnsupportedNetwork as error:
+            raise UserError(str(error)) from error
+        self.prunable = [group.name for group in graph.prunable(self.select.coupled)]
+        self.widths = {name: graph.groups[name].size for name in self.prunable}
+        sizes = {key: len(split.labels) for key, split in self.dataset.splits.items()}
+        told = ", ".join(f"{size} {key}" for key, size in sizes.items())
+        self.record.say(
+            f"{self.config['model']['name']} on {self.dataset.name} ({told}), "
+            f"{sum(self.widths.values())} channels in {len(self.widths)} groups may go, "
+            f"on {self.device}"
+        )
+        train_options = self.config["train"]
+        self.record.say(
+            f"weight decay: weights {train_options['weight_decay']:g}, batch norms "
+            f"{train_options['weight_decay_norm']:g}, biases {train_options['weight_decay_bias']:g}"
+        )
+        return _Network(model, graph)
+
+    def train(
+        self, network: _Network, method: Method, name: str, options: Mapping[str, Any]
+    ) -> None:
+        """Train or fine-tune; without a penalty the best epoch on validation is kept."""
+        chosen = TrainOptions(**options)
+        if chosen.epochs == 0:
+            return
+        stage = Stage(name, self.run_dir / name, "last" if method.prunes else "best")
+        batches = data.train_batches(
+            self.dataset,
+            batch_size=chosen.batch_size,
+            seed=self.config["seed"],
+            device=self.device,
+        )
+        began = time.perf_counter()
+        validation = self.split("val")
+        epoch = train(network.model, batches, validation, chosen, method, stage, self.record)
+        chose = f" (epoch {epoch}, best on val)" if stage.keep == "best" else ""
+        label = name.replace("train", "trained").replace("finetune", "fine-tuned")
+        self.measure(network, f"{label}{chose}", time.perf_counter() - began)
+
+    def prune(self, network: _Network, method: Method, suffix: str) -> None:
+        """Select channels, compact, check, and measure with and without absorbed constants."""
+        began = time.perf_counter()
+        try:
+            selection, scores = method.select_channels(network.model, network.graph, self.select)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        plan = Plan(selection.kept)
+        try:
+            dropped = compact(network.model, network.graph, plan)
+        except CompactionError as error:
+            raise RunError(str(error)) from error
+        absorbed = compact(network.model, network.graph, plan, absorb="bias", check=False)
+        report = PruneReport(selection, scores, dropped.max_error, absorbed.absorbed)
+        self.reports.append(report)
+        for line in report.lines():
+            self.record.say(line)
+        draw_sorted_scales(
+            self.run_dir / f"scales{suffix}.png",
+            report.all_scores(),
+            selection.removed,
+            selection.threshold,
+            f"{self._title()}: batch-norm scales before pruning{suffix}",
+        )
+        seconds = time.perf_counter() - began
+        network.graph, network.plan = dropped.graph, network.plan.then(plan)
+        for result, label in ((dropped, "pruned"), (absorbed, "pruned, constants absorbed")):
+            network.model = result.model
+            _channels_last(network.model)
+            self.measure(network, f"{label}{suffix}", seconds)
+        if self.absorb == "none":
+            network.model = dropped.model
+        if self.recalibrate:
+            self.estimate_statistics(network, suffix)
+
+    def estimate_statistics(self, network: _Network, suffix: str) -> None:
+        """Estimate the batch-norm statistics anew on training images."""
+        began = time.perf_counter()
+        size = min(self.recalibrate, EVAL_BATCH)
+        batches = data.eval_batches(self.dataset, "train", batch_size=size, device=self.device)
+        number = math.ceil(self.recalibrate / batches.batch_size)
+        recalibrate(network.model, islice(batches.epoch(0), number), self.device)
+        label = f"pruned, statistics anew{suffix}"
+        self.measure(network, label, time.perf_counter() - began)
+
+    def measure(self, network: _Network, stage: str, seconds: float) -> None:
+        """Add a row to the table: the one time that this stage meets the test set."""
+        counts = count(network.model, self.dataset.info.input_shape)
+        row = Row(
+            stage,
+            evaluate(network.model, self.split("val")),
+            evaluate(network.model, self.split("test")),
+            sum(network.graph.groups[name].size for name in self.prunable),
+            counts.params,
+            counts.macs,
+            round(seconds, 2),
+        )
+        network.rows.append(row)
+
+    def split(self, name: data.SplitName) -> data.MemoryBatches | data.StreamBatches:
+        """Return the batches of a split, in order."""
+        return data.eval_batches(self.dataset, name, batch_size=EVAL_BATCH, device=self.device)
+
+    def finish(self, network: _Network) -> dict[str, Any]:
+        """Write the compact model, the plan, the table and the pictures."""
+        info = self.dataset.info
+        counts = count(network.model, info.input_shape)
+        preprocessing = Preprocessing(info.input_shape, self.dataset.mean, self.dataset.std)
+        save_model(
+            self.run_dir,
+            network.model,
+            architecture(self.config["model"], info),
+            network.plan,
+            preprocessing,
+            info.class_names,
+            counts,
+        )
+        final = network.rows[-1]
+        summary = {
+            "accuracy": final.test_accuracy,
+            "params": final.params,
+            "macs": final.macs,
+            "stages": [asdict(row) for row in network.rows],
+        }
+        if self.reports:
+            passes = [report.to_json() for report in self.reports]
+            plan = {"kept": network.plan.to_json(), "policy": asdict(self.select)}
+            fixed = {g.name: g.fixed for g in network.graph.groups.values() if g.fixed}
+            write_json(self.run_dir / "plan.json", {**plan, "fixed": fixed, "passes": passes})
+            draw_kept_channels(
+                self.run_dir / "channels.png",
+                {n: (network.graph.groups[n].size, whole) for n, whole in self.widths.items()},
+                f"{self._title()}: channels kept",
+            )
+        table = as_markdown(network.rows, NOTES)
+        write_text(self.run_dir / "table.md", table)
+        write_text(self.run_dir / "table.csv", as_csv(network.rows))
+        write_json(self.run_dir / "summary.json", summary)
+        return summary
+
+    def _title(self) -> str:
+        method = self.config["method"]["name"]
+        return f"{self.config['model']['name']} on {self.dataset.name}, {method}"
+
+
+def _channels_last(model: nn.Module) -> None:
+    """Store the filters channels-last, which convolves faster on CPU and GPU."""
+    model.to(memory_format=torch.channels_last)

@@ -1,0 +1,72 @@
+"""The table of a run: what each stage cost and what it saved."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+
+@dataclass(frozen=True)
+class Row:
+    """The network after one stage.
+
+    Attributes:
+        stage: What was done.
+        val_accuracy: On the held-out part of the training set, in [0, 1].
+        test_accuracy: On the test set, in [0, 1].
+        channels: Channels that could have been pruned and are left.
+        params: Weights, biases, batch-norm scales and shifts.
+        macs: Multiply-accumulates of convolutions and linear layers, one image.
+        seconds: Wall time of the stage.
+    """
+
+    stage: str
+    val_accuracy: float
+    test_accuracy: float
+    channels: int
+    params: int
+    macs: int
+    seconds: float
+
+
+def as_markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
+    """Format the table, with percentages of the first row, for Markdown and the terminal."""
+    first = rows[0]
+    heads = ["stage", "val acc %", "test acc %", "channels", "params", "MACs", "time s"]
+    body = [
+        [
+            row.stage,
+            f"{100 * row.val_accuracy:.2f}",
+            f"{100 * row.test_accuracy:.2f}",
+            _share(row.channels, first.channels),
+            _share(row.params, first.params),
+            _share(row.macs, first.macs),
+            f"{row.seconds:.1f}",
+        ]
+        for row in rows
+    ]
+    align = ("left", *["right"] * 6)
+    table = tabulate(body, heads, tablefmt="github", colalign=align, disable_numparse=True)
+    return "\n".join([table, "", *notes, ""])
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Format the table as comma-separated values: shares in [0, 1], full counts."""
+    text = io.StringIO()
+    records: list[dict[str, Any]] = [asdict(row) for row in rows]
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def _share(value: int, whole: int) -> str:
+    """Format a count, and what is gone of the whole."""
+    if value == whole:
+        return f"{value:,}"
+    return f"{value:,} (-{100 * (1 - value / whole):.1f} %)"

@@ -22,7 +22,7 @@ from chanprune.channels import ChannelGraph, Selection, scale_scores, select_glo
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.methods.base import Method, PruneOptions, Step
 
-PAPER_TRAVEL = 6.6
+DEFAULT_TRAVEL = 1.0
 NEARLY_ZERO = 0.01
 
 
@@ -32,7 +32,7 @@ class Slimming(Method):
     Args:
         sparsity_weight: Weight of the L1 penalty (lambda in eq. 1).
         travel: The same, as the distance that the penalty moves a scale over the whole schedule. If
-            neither is given, the travel of the paper's VGG recipe.
+            neither is given, 1.0: twice the way from the start to zero.
 
     Raises:
         ValueError: Both are given.
@@ -44,7 +44,7 @@ class Slimming(Method):
         if sparsity_weight is not None and travel is not None:
             raise ValueError("give method.sparsity_weight or method.travel, not both")
         self._given_weight = sparsity_weight
-        self._travel = PAPER_TRAVEL if travel is None else travel
+        self._travel = DEFAULT_TRAVEL if travel is None else travel
         self.sparsity_weight = 0.0
         self.scales: list[nn.Parameter] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,3 +31,12 @@ def build(
     return MODELS[name](
         num_classes=num_classes, in_channels=in_channels, image_size=image_size, **options
     )
+
+
+def architecture(
+    model: Mapping[str, Any], input_shape: Sequence[int], num_classes: int
+) -> dict[str, Any]:
+    """Return the arguments of `build` for a model's options and images of shape (C, H, W)."""
+    in_channels, image_size, _ = input_shape
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    return {**model, **sizes}

@@ -42,8 +42,8 @@ class PruneReport:
             f"prune: {selection.removed} of {selection.total} channels go, "
             f"threshold {selection.threshold:.3g}; compact == masked to {self.max_error:.1g}",
             f"  constants of dropped channels: exact in {len(exact)} of {len(self.absorbed)} "
-            f"groups; elsewhere off by at most {border:.2g} at the border, and the channels still varied "
-            f"by {spread:.2g}",
+            f"groups; elsewhere off by at most {border:.2g} at the border, and the channels "
+            f"still varied by {spread:.2g}",
         ]
         if selection.at_floor:
             lines.append(f"  at their floor: {', '.join(selection.at_floor)}")

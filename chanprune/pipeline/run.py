@@ -26,7 +26,7 @@ from chanprune.channels import (
 )
 from chanprune.errors import RunError, UserError
 from chanprune.methods import METHODS, Method, PruneOptions
-from chanprune.models import build
+from chanprune.models import architecture, build
 from chanprune.pipeline.files import write_json, write_text
 from chanprune.pipeline.loop import Stage, TrainOptions, evaluate, train
 from chanprune.pipeline.model_file import Preprocessing, save_model
@@ -45,7 +45,7 @@ NOTES = (
 
 
 @dataclass
-class _Network:
+class Network:
     """The network as it goes through the stages."""
 
     model: nn.Module
@@ -54,50 +54,66 @@ class _Network:
     rows: list[Row] = field(default_factory=list)
 
 
-def run(config: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
-    """Do one experiment.
+@dataclass(frozen=True)
+class Prepared:
+    """What can be refused before a run directory is touched."""
+
+    dataset: data.Dataset
+    network: Network
+    device: torch.device
+
+
+def prepare(config: Mapping[str, Any]) -> Prepared:
+    """Load the data, build the network and trace it.
 
     Args:
         config: The validated configuration as plain values (see configs/config.yaml).
+
+    Raises:
+        UserError: The data is not to be had or damaged, the network cannot take it or be followed.
+    """
+    device = pick_device(config["device"])
+    torch.manual_seed(config["seed"])
+    dataset = data.load(seed=config["seed"], **config["dataset"])
+    info = dataset.info
+    model = build(**architecture(config["model"], info.input_shape, len(info.class_names)))
+    model = model.to(device)
+    _channels_last(model)
+    try:
+        graph = trace(model, info.input_shape)
+    except UnsupportedNetwork as error:
+        raise UserError(str(error)) from error
+    return Prepared(dataset, Network(model, graph), device)
+
+
+def run(config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> dict[str, Any]:
+    """Do one experiment.
+
+    Args:
+        config: The configuration that was prepared.
+        prepared: Its data and network; the network is used up.
         run_dir: An existing directory; everything is written there.
 
     Returns:
         What summary.json holds.
 
     Raises:
-        UserError: The request cannot be carried out (data, shapes, ratio).
+        UserError: So many channels cannot go.
         RunError: Training failed, or a file could not be written.
     """
-    method_options = dict(config["method"])
-    method_name, passes = method_options.pop("name"), method_options.pop("passes", 1)
-    torch.manual_seed(config["seed"])
-    dataset = data.load(seed=config["seed"], **config["dataset"])
-    model = build(**architecture(config["model"], dataset.info))
-    record = Record(run_dir)
-    experiment = _Experiment(config, dataset, record, run_dir)
-    network = experiment.start(model)
+    options = dict(config["method"])
+    name, passes = options.pop("name"), options.pop("passes", 1)
+    experiment = _Experiment(config, prepared, run_dir)
+    network = prepared.network
     for number in range(1, passes + 1):
         suffix = f"-{number}" if passes > 1 else ""
-        method = METHODS[method_name](**method_options)
+        method = METHODS[name](**options)
         experiment.train(network, method, f"train{suffix}", config["train"])
         if method.prunes:
             experiment.prune(network, method, suffix)
             hooks = method.finetune_hooks()
             experiment.train(network, hooks, f"finetune{suffix}", config["finetune"])
-    summary = experiment.finish(network)
-    record.close()
-    return summary
-
-
-def architecture(model: Mapping[str, Any], info: data.DatasetInfo) -> dict[str, Any]:
-    """Return the arguments of `models.build` for a model's options and a data set."""
-    channels, size, _ = info.input_shape
-    return {
-        **model,
-        "num_classes": len(info.class_names),
-        "in_channels": channels,
-        "image_size": size,
-    }
+    return experiment.finish(network)
 
 
 def pick_device(name: str) -> torch.device:
@@ -116,30 +132,24 @@ def pick_device(name: str) -> torch.device:
 class _Experiment:
     """The stages, on one data set, writing to one directory."""
 
-    def __init__(
-        self, config: Mapping[str, Any], dataset: data.Dataset, record: Record, run_dir: Path
-    ):
+    def __init__(self, config: Mapping[str, Any], prepared: Prepared, run_dir: Path):
         self.config = config
-        self.dataset = dataset
-        self.record = record
+        self.dataset = prepared.dataset
+        self.device = prepared.device
         self.run_dir = run_dir
-        self.device = pick_device(config["device"])
+        self.record = Record(run_dir)
         pruning = dict(config["prune"])
         self.absorb: Literal["none", "bias"] = pruning.pop("absorb")
         self.recalibrate: int = pruning.pop("recalibrate")
         self.select = PruneOptions(**pruning)
         self.reports: list[PruneReport] = []
-
-    def start(self, model: nn.Module) -> _Network:
-        """Trace the network and say what will be done with it."""
-        model = model.to(self.device)
-        _channels_last(model)
-        try:
-            graph = trace(model, self.dataset.info.input_shape)
-        except UnsupportedNetwork as error:
-            raise UserError(str(error)) from error
+        graph = prepared.network.graph
         self.prunable = [group.name for group in graph.prunable(self.select.coupled)]
         self.widths = {name: graph.groups[name].size for name in self.prunable}
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Say what will be done with what."""
         sizes = {key: len(split.labels) for key, split in self.dataset.splits.items()}
         told = ", ".join(f"{size} {key}" for key, size in sizes.items())
         self.record.say(
@@ -147,15 +157,14 @@ class _Experiment:
             f"{sum(self.widths.values())} channels in {len(self.widths)} groups may go, "
             f"on {self.device}"
         )
-        train_options = self.config["train"]
+        decay = {key: self.config["train"][f"weight_decay{key}"] for key in ("", "_norm", "_bias")}
         self.record.say(
-            f"weight decay: weights {train_options['weight_decay']:g}, batch norms "
-            f"{train_options['weight_decay_norm']:g}, biases {train_options['weight_decay_bias']:g}"
+            f"weight decay: weights {decay['']:g}, batch-norm scales and shifts "
+            f"{decay['_norm']:g}, biases {decay['_bias']:g}"
         )
-        return _Network(model, graph)
 
     def train(
-        self, network: _Network, method: Method, name: str, options: Mapping[str, Any]
+        self, network: Network, method: Method, name: str, options: Mapping[str, Any]
     ) -> None:
         """Train or fine-tune; without a penalty the best epoch on validation is kept."""
         chosen = TrainOptions(**options)
@@ -175,7 +184,7 @@ class _Experiment:
         label = name.replace("train", "trained").replace("finetune", "fine-tuned")
         self.measure(network, f"{label}{chose}", time.perf_counter() - began)
 
-    def prune(self, network: _Network, method: Method, suffix: str) -> None:
+    def prune(self, network: Network, method: Method, suffix: str) -> None:
         """Select channels, compact, check, and measure with and without absorbed constants."""
         began = time.perf_counter()
         try:
@@ -210,7 +219,7 @@ class _Experiment:
         if self.recalibrate:
             self.estimate_statistics(network, suffix)
 
-    def estimate_statistics(self, network: _Network, suffix: str) -> None:
+    def estimate_statistics(self, network: Network, suffix: str) -> None:
         """Estimate the batch-norm statistics anew on training images."""
         began = time.perf_counter()
         size = min(self.recalibrate, EVAL_BATCH)
@@ -220,7 +229,7 @@ class _Experiment:
         label = f"pruned, statistics anew{suffix}"
         self.measure(network, label, time.perf_counter() - began)
 
-    def measure(self, network: _Network, stage: str, seconds: float) -> None:
+    def measure(self, network: Network, stage: str, seconds: float) -> None:
         """Add a row to the table: the one time that this stage meets the test set."""
         counts = count(network.model, self.dataset.info.input_shape)
         row = Row(
@@ -238,7 +247,7 @@ class _Experiment:
         """Return the batches of a split, in order."""
         return data.eval_batches(self.dataset, name, batch_size=EVAL_BATCH, device=self.device)
 
-    def finish(self, network: _Network) -> dict[str, Any]:
+    def finish(self, network: Network) -> dict[str, Any]:
         """Write the compact model, the plan, the table and the pictures."""
         info = self.dataset.info
         counts = count(network.model, info.input_shape)
@@ -246,7 +255,7 @@ class _Experiment:
         save_model(
             self.run_dir,
             network.model,
-            architecture(self.config["model"], info),
+            architecture(self.config["model"], info.input_shape, len(info.class_names)),
             network.plan,
             preprocessing,
             info.class_names,
@@ -272,6 +281,7 @@ class _Experiment:
         table = as_markdown(network.rows, NOTES)
         write_text(self.run_dir / "table.md", table)
         write_text(self.run_dir / "table.csv", as_csv(network.rows))
+        self.record.close()
         write_json(self.run_dir / "summary.json", summary)
         return summary
 

@@ -1,0 +1,123 @@
+"""The command line: compose the configuration with Hydra, and answer mistakes in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from chanprune.errors import RunError, UserError
+from chanprune.schema import did_you_mean
+
+Task = Callable[[dict[str, Any]], None]
+QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
+QUIET += ["hydra/hydra_logging=none", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
+OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w./@]*)=(.*)", re.DOTALL)
+
+
+def config_dir() -> Path:
+    """Return the folder of the configuration files: in the wheel, or beside the package."""
+    package = Path(__file__).resolve().parent
+    installed, checkout = package / "configs", package.parent / "configs"
+    return installed if installed.is_dir() and not checkout.is_dir() else checkout
+
+
+def main(config_name: str, task: Task) -> None:
+    """Compose `config_name` with the command line and run `task`; then leave the process.
+
+    Exit codes: 0 done; 2 the user's mistake, 3 a failure while running, each with one line on
+    stderr; 130 interrupted; 1 a bug, with its traceback. HYDRA_FULL_ERROR=1 gives every traceback.
+    """
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        _compose_and_run(config_name, task)
+    except (UserError, RunError) as error:
+        if wants_traceback:
+            raise
+        print(f"chanprune: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("chanprune: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _compose_and_run(config_name: str, task: Task) -> None:
+    arguments = [_checked(argument) for argument in sys.argv[1:]]
+    outcome: list[BaseException] = []
+
+    def job(config: DictConfig) -> None:
+        """Run the task; Hydra must not see its errors, which it would report in its own way."""
+        try:
+            task(_plain(config))
+        except (Exception, KeyboardInterrupt) as error:
+            outcome.append(error)
+
+    sys.argv[1:] = [*QUIET, *arguments]
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(
+            job
+        )()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{mark.name}:{mark.line + 1}" if mark else "a configuration file"
+        raise UserError(f"{where}: {error.problem}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error).strip().splitlines()[0]) from error
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+    if outcome:
+        raise outcome[0]
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} is missing; give {error.full_key}=...") from error
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _checked(argument: str) -> str:
+    """Check one argument; let a key that Hydra does not know pass on to the schema."""
+    matched = OVERRIDE.fullmatch(argument)
+    if matched is None:
+        return argument
+    _, key, value = matched.groups()
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        raise UserError(f"{argument}: cannot be parsed; does it need quotes?") from error
+    group = config_dir() / key
+    if group.is_dir():
+        _check_choices(group, key, value)
+        return argument
+    return argument if key.startswith("hydra") else f"++{key}={value}"
+
+
+def _check_choices(group: Path, key: str, value: str) -> None:
+    known = sorted(
+        path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml")
+    )
+    for choice in value.split(","):
+        if re.fullmatch(r"[\w./-]+", choice) and choice not in {*known, "null"}:
+            listed = ", ".join(known)
+            raise UserError(
+                f"{key}={choice}: no such choice; choose from: {listed}"
+                f"{did_you_mean(choice, known)}"
+            )

@@ -1,0 +1,39 @@
+"""Measure a finished run's compact model from its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chanprune import data
+from chanprune.channels import count
+from chanprune.pipeline.loop import evaluate
+from chanprune.pipeline.model_file import load
+from chanprune.pipeline.run import EVAL_BATCH, pick_device
+
+
+def evaluate_run(run_dir: Path, config: Mapping[str, Any], device: str) -> dict[str, float]:
+    """Load the compact model and the test set, and measure.
+
+    Args:
+        run_dir: The run's directory.
+        config: Its configuration.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        "accuracy" on the test set in [0, 1], "params", "macs".
+
+    Raises:
+        UserError: The model or the data set cannot be read.
+    """
+    chosen = pick_device(device)
+    model = load(run_dir).to(chosen)
+    dataset = data.load(seed=config["seed"], **config["dataset"])
+    batches = data.eval_batches(dataset, "test", batch_size=EVAL_BATCH, device=chosen)
+    counts = count(model, dataset.info.input_shape)
+    return {
+        "accuracy": evaluate(model, batches),
+        "params": counts.params,
+        "macs": counts.macs,
+    }

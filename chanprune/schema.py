@@ -1,0 +1,269 @@
+"""What the configuration may say: every option's type and range, checked before any work.
+
+Nothing here imports PyTorch, so that a mistake is answered at once. The classes mirror configs/;
+adding a model, a method or a data set with options of its own adds a class here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types as limits
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from chanprune.errors import UserError
+
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if value is not None else value)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class RunSection(_Section):
+    """run.*: where the run goes."""
+
+    dir: Text | None
+    overwrite: bool
+
+
+class Vgg(_Section):
+    """model=vgg11 ... vgg19."""
+
+    name: Literal["vgg11", "vgg13", "vgg16", "vgg19"]
+    width: Positive
+    head: Literal["linear", "fc512"]
+    head_norm: bool
+    conv_bias: bool
+
+
+class Embedded(_Section):
+    """dataset=digits, and what all data sets take."""
+
+    name: Literal["digits"]
+    image_size: Annotated[int, Field(ge=1)] | None
+    val_share: Annotated[float, Field(gt=0, lt=1)]
+    memory_limit: Annotated[int, Field(ge=0)]
+    workers: Annotated[int, Field(ge=0)]
+    pad: Annotated[int, Field(ge=0)]
+    flip: bool
+
+
+class Downloaded(Embedded):
+    """dataset=cifar10 and the others that torchvision downloads."""
+
+    name: Literal["cifar10", "cifar100", "svhn", "fashion_mnist"]  # type: ignore[assignment]
+    root: Text
+
+
+class ImageFolder(Embedded):
+    """dataset=imagefolder."""
+
+    name: Literal["imagefolder"]  # type: ignore[assignment]
+    path: Text
+
+
+class NoMethod(_Section):
+    """method=none."""
+
+    name: Literal["none"]
+
+
+class Slimming(_Section):
+    """method=slimming."""
+
+    name: Literal["slimming"]
+    sparsity_weight: NotNegative | None
+    travel: NotNegative | None
+    passes: Annotated[int, Field(ge=1)]
+
+
+class Prune(_Section):
+    """prune.*: which channels go."""
+
+    ratio: Share
+    absorb: Literal["none", "bias"]
+    coupled: Literal["keep", "together"]
+    min_channels: Annotated[int, Field(ge=1)]
+    min_share: Annotated[float, Field(ge=0, le=1)]
+    max_share: Annotated[float, Field(gt=0, le=1)]
+    round_to: Annotated[int, Field(ge=1)]
+    recalibrate: Annotated[int, Field(ge=0)]
+
+
+class Finetune(_Section):
+    """finetune.*: how the pruned network is trained."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+    lr: Positive
+    momentum: Share
+    nesterov: bool
+    weight_decay: NotNegative
+    weight_decay_norm: NotNegative
+    weight_decay_bias: NotNegative
+    schedule: Literal["step", "cosine"]
+    milestones: list[Annotated[float, Field(gt=0, lt=1)]]
+    lr_factor: Annotated[float, Field(gt=0, le=1)]
+    warmup: Share
+    label_smoothing: Share
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+
+
+class Train(Finetune):
+    """train.*: how the whole network is trained."""
+
+    epochs: Annotated[int, Field(ge=1)]
+
+
+class _Scalars(_Section):
+    seed: Annotated[int, Field(ge=0)]
+    device: Literal["auto", "cpu", "cuda"]
+
+
+class _Format(_Section):
+    format: Literal["table", "json"]
+
+
+class Evaluation(_Format):
+    """evaluate: which run, where, and how to print it."""
+
+    run: Text
+    device: Literal["auto", "cpu", "cuda"]
+
+
+SECTIONS: dict[str, list[type[_Section]]] = {
+    "run": [RunSection],
+    "model": [Vgg],
+    "dataset": [Embedded, Downloaded, ImageFolder],
+    "method": [NoMethod, Slimming],
+    "prune": [Prune],
+    "train": [Train],
+    "finetune": [Finetune],
+}
+
+
+def validate(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a composed configuration.
+
+    Args:
+        config: Nested plain values, as composed from configs/ and the command line.
+
+    Returns:
+        The same values, with integers turned to floats where a float is meant.
+
+    Raises:
+        UserError: The first thing that is wrong, in one line.
+    """
+    scalars = {key: value for key, value in config.items() if key not in SECTIONS}
+    checked = _check(_Scalars, scalars, "", [*_Scalars.model_fields, *SECTIONS])
+    for section, kinds in SECTIONS.items():
+        values = config.get(section)
+        if not isinstance(values, Mapping):
+            raise UserError(f"{section}={values}: must be a section with keys of its own")
+        kind = next((k for k in kinds if values.get("name") in _names(k)), kinds[-1])
+        checked[section] = _check(kind, values, f"{section}.", list(kind.model_fields))
+    _check_together(checked)
+    return checked
+
+
+def check_evaluate(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the options of `evaluate`; raises as `validate` does."""
+    return _check(Evaluation, values, "", list(Evaluation.model_fields))
+
+
+def check_format(value: Any) -> str:
+    """Check the output format, "table" or "json"; raises as `validate` does."""
+    form: str = _check(_Format, {"format": value}, "", ["format"])["format"]
+    return form
+
+
+def _check(
+    kind: type[_Section], values: Mapping[str, Any], prefix: str, known: list[str]
+) -> dict[str, Any]:
+    try:
+        return kind.model_validate(dict(values)).model_dump()
+    except ValidationError as errors:
+        error = errors.errors()[0]
+    key = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        listed = ", ".join(known)
+        raise UserError(
+            f"{prefix}{key}: unknown key; known here: {listed}{did_you_mean(key, known)}"
+        )
+    if error["type"] == "missing":
+        raise UserError(f"{prefix}{key} is missing; it {_demand(kind.model_fields[key])}")
+    value = values[key]
+    choices = _choices(kind.model_fields[key])
+    hint = did_you_mean(str(value), choices) if choices else ""
+    raise UserError(f"{prefix}{key}={value}: {_demand(kind.model_fields[key])}{hint}")
+
+
+def _check_together(config: Mapping[str, Any]) -> None:
+    """Check what one option demands of another."""
+    method = config["method"]
+    if method.get("sparsity_weight") is not None and method.get("travel") is not None:
+        raise UserError("give method.sparsity_weight or method.travel, not both")
+    for stage in ("train", "finetune"):
+        milestones = config[stage]["milestones"]
+        if milestones != sorted(set(milestones)):
+            raise UserError(f"{stage}.milestones={milestones}: must be ascending")
+    path = config["dataset"].get("path")
+    if path is not None and not Path(path).exists():
+        raise UserError(f"dataset.path={path} does not exist; give a directory or a zip archive")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " (did you mean ...?)" for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _names(kind: type[_Section]) -> tuple[str, ...]:
+    field = kind.model_fields.get("name")
+    return _choices(field) if field else ()
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
+def _demand(field: FieldInfo) -> str:
+    """Say what a field must be, from its type and bounds."""
+    annotation, bounds = field.annotation, list(field.metadata)
+    optional = ""
+    if get_origin(annotation) in {Union, types.UnionType}:
+        annotation = next(a for a in get_args(annotation) if a is not type(None))
+        optional = ", or null"
+    if get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        bounds += [b for m in more for b in (m.metadata if isinstance(m, FieldInfo) else [m])]
+    if get_origin(annotation) is Literal:
+        return f"must be one of {', '.join(get_args(annotation))}{optional}"
+    if get_origin(annotation) is list:
+        return "must be a list of shares in (0, 1), such as [0.5,0.75]"
+    nouns = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    return f"must be {nouns[annotation]}{_interval(bounds)}{optional}"  # type: ignore[index]
+
+
+def _interval(bounds: list[Any]) -> str:
+    """Write bounds as " in [0, 1)" or " >= 1"."""
+    low = next((b for b in bounds if isinstance(b, limits.Ge | limits.Gt)), None)
+    high = next((b for b in bounds if isinstance(b, limits.Le | limits.Lt)), None)
+    if low is None:
+        return ""
+    closed, least = isinstance(low, limits.Ge), getattr(low, "ge", getattr(low, "gt", None))
+    if high is None:
+        return f" >= {least}" if closed else f" > {least}"
+    start = f"{'[' if closed else '('}{least}"
+    end = f"{high.le}]" if isinstance(high, limits.Le) else f"{high.lt})"
+    return f" in {start}, {end}"

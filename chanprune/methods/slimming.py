@@ -7,7 +7,8 @@ authors' code. Then the channels with the smallest |scale| over the whole networ
 The penalty moves an unused scale by sparsity_weight * S over the schedule, S = sum_t lr_t / (1 -
 momentum). This distance, the travel, is 6.6 in the paper's recipe for VGG (1e-4 over 160 epochs)
 from a start at 0.5. A short schedule needs a larger weight for the same travel, or no scale gets
-near zero.
+near zero; but beyond a weight of about 0.01 the penalty outweighs the data's gradient, and every
+scale vanishes.
 
 Differs from the authors: exactly floor(ratio * N) channels go (their PyTorch port removes one more,
 and all ties), and no channel group falls below a floor.
@@ -22,7 +23,8 @@ from chanprune.channels import ChannelGraph, Selection, scale_scores, select_glo
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.methods.base import Method, PruneOptions, Step
 
-DEFAULT_TRAVEL = 1.0
+PAPER_TRAVEL = 6.6
+LARGEST_DEFAULT_WEIGHT = 0.01
 NEARLY_ZERO = 0.01
 
 
@@ -32,7 +34,7 @@ class Slimming(Method):
     Args:
         sparsity_weight: Weight of the L1 penalty (lambda in eq. 1).
         travel: The same, as the distance that the penalty moves a scale over the whole schedule. If
-            neither is given, 1.0: twice the way from the start to zero.
+            neither is given, the travel of the paper's VGG recipe, with a weight of at most 0.01.
 
     Raises:
         ValueError: Both are given.
@@ -44,7 +46,7 @@ class Slimming(Method):
         if sparsity_weight is not None and travel is not None:
             raise ValueError("give method.sparsity_weight or method.travel, not both")
         self._given_weight = sparsity_weight
-        self._travel = DEFAULT_TRAVEL if travel is None else travel
+        self._given_travel = travel
         self.sparsity_weight = 0.0
         self.scales: list[nn.Parameter] = []
 
@@ -52,10 +54,12 @@ class Slimming(Method):
         """Find the scales and fix the weight of the penalty for this schedule."""
         norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.affine]
         self.scales = [norm.weight for norm in norms]
-        if self._given_weight is None:
-            self.sparsity_weight = self._travel / lr_travel
-        else:
+        if self._given_weight is not None:
             self.sparsity_weight = self._given_weight
+        elif self._given_travel is not None:
+            self.sparsity_weight = self._given_travel / lr_travel
+        else:
+            self.sparsity_weight = min(PAPER_TRAVEL / lr_travel, LARGEST_DEFAULT_WEIGHT)
         travel = self.sparsity_weight * lr_travel
         return {"sparsity_weight": self.sparsity_weight, "travel": travel}
 

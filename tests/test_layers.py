@@ -1,0 +1,56 @@
+"""Imports point downwards only."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "chanprune"
+ENTRY_POINTS = {"train", "evaluate", "summarize", "cli", "schema"}
+ALLOWED = {
+    "errors": set(),
+    "channels": set(),
+    "models": {"errors", "channels"},
+    "data": {"errors", "channels"},
+    "methods": {"errors", "channels"},
+    "pipeline": {"errors", "channels", "models", "data", "methods"},
+}
+CONFIGURATION = {"hydra", "omegaconf", "pydantic"}
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part_of(name: str) -> str:
+    return name.split(".")[1] if name.startswith("chanprune.") else ""
+
+
+def test_imports_point_downwards():
+    files = list(PACKAGE.rglob("*.py"))
+    assert len(files) > 30
+    for path in files:
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if own in ENTRY_POINTS or own == "__init__":
+            continue
+        used = {part_of(name) for name in imports(path)} - {"", own, "__version__"}
+        assert used <= ALLOWED[own], f"{path} imports {used - ALLOWED[own]}"
+
+
+def test_hydra_stops_at_the_entry_points():
+    for path in PACKAGE.rglob("*.py"):
+        if path.stem not in ENTRY_POINTS:
+            assert not {name.split(".")[0] for name in imports(path)} & CONFIGURATION, path
+
+
+def test_slicing_is_done_in_the_channel_core_alone():
+    for part in ("methods", "models", "pipeline"):
+        for path in (PACKAGE / part).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert "index_select" not in text, path
+            assert "take_along_dim" not in text, path

@@ -1,0 +1,146 @@
+"""Network slimming's arithmetic (spec E.1, 11 and 12) and the learning-rate schedules."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from chanprune.channels import trace
+from chanprune.methods import Method, PruneOptions, Slimming, Step
+from chanprune.pipeline.loop import TrainOptions, make_optimiser
+from chanprune.pipeline.schedule import Schedule
+from tests.networks import SMALL, SMALL_SHAPE, randomise
+
+OPTIONS = TrainOptions(
+    epochs=1,
+    batch_size=8,
+    lr=0.1,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=1e-4,
+    weight_decay_norm=1e-4,
+    weight_decay_bias=1e-4,
+    schedule="step",
+    milestones=(0.5, 0.75),
+    lr_factor=0.1,
+    warmup=0.0,
+    label_smoothing=0.0,
+    precision="fp32",
+    compile=False,
+)
+NOW = Step(index=0, epoch=0, lr=0.1, progress=0.0)
+
+
+def test_one_step_without_data_moves_a_scale_by_penalty_and_decay():
+    """lr * (weight * sign + decay * scale) * (1 + momentum) on the first Nesterov step."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    start = torch.tensor([0.5, -0.5, 0.0, 2.0])
+    with torch.no_grad():
+        model[1].weight.copy_(start)
+        model[3].weight.copy_(start)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    method = Slimming(sparsity_weight=1e-4)
+    method.before_training(model, lr_travel=1.0)
+    optimiser = make_optimiser(model, OPTIONS)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    method.after_backward(NOW)
+    optimiser.step()
+    expected = start - 0.1 * (1e-4 * start.sign() + 1e-4 * start) * 1.9
+    for norm in (model[1], model[3]):
+        torch.testing.assert_close(norm.weight.detach(), expected, rtol=0, atol=1e-9)
+        assert norm.weight[2] == 0
+    assert 0.5 - model[1].weight[0].item() == pytest.approx(2.85e-5, rel=1e-2)
+    only_decay = before["0.weight"] * (1 - 0.1 * 1e-4 * 1.9)
+    torch.testing.assert_close(model[0].weight.detach(), only_decay)
+
+
+def travelled(weight: float, decay: float) -> float:
+    """Simulate an unused scale under the paper's schedule: 160 epochs of 782 steps."""
+    schedule = Schedule("step", 0.1, 160 * 782)
+    scale, velocity, momentum = 0.5, 0.0, 0.9
+    for step in range(schedule.num_steps):
+        lr = schedule.at(step)
+        gradient = decay * scale + weight * ((scale > 0) - (scale < 0))
+        velocity = momentum * velocity + gradient
+        scale -= lr * (gradient + momentum * velocity)
+    return abs(scale)
+
+
+def test_the_papers_schedule_brings_unused_scales_to_zero():
+    travel = Schedule("step", 0.1, 160 * 782).travel(0.9)
+    assert travel == pytest.approx(66_001, rel=1e-4)
+    assert travelled(1e-4, 1e-4) < 1e-6
+    assert travelled(1e-5, 1e-4) < 1e-6
+    assert travelled(0, 1e-4) == pytest.approx(0.5 * math.exp(-1e-4 * travel), rel=0.01)
+
+
+def test_travel_and_weight_are_two_names_of_one_thing():
+    model = SMALL["chain"]()
+    facts = Slimming(travel=3.0).before_training(model, lr_travel=6000.0)
+    assert facts == {"sparsity_weight": pytest.approx(5e-4), "travel": pytest.approx(3.0)}
+    facts = Slimming(sparsity_weight=5e-4).before_training(model, lr_travel=6000.0)
+    assert facts["travel"] == pytest.approx(3.0)
+    paper = Slimming().before_training(model, lr_travel=66_001.0)
+    assert paper == {"sparsity_weight": pytest.approx(1e-4, rel=1e-4), "travel": pytest.approx(6.6)}
+    assert Slimming().before_training(model, lr_travel=100.0)["sparsity_weight"] == 0.01
+    with pytest.raises(ValueError, match="not both"):
+        Slimming(sparsity_weight=1e-4, travel=1.0)
+
+
+def test_the_smallest_scales_go():
+    model = randomise(SMALL["chain"](), 0)
+    graph = trace(model, SMALL_SHAPE)
+    method = Slimming()
+    selection, scores = method.select_channels(model, graph, PruneOptions(ratio=0.5))
+    every = torch.cat(list(scores.values())).sort().values
+    assert selection.removed == 15
+    assert selection.threshold == pytest.approx(every[14].item())
+    for name, kept in selection.kept.items():
+        assert (scores[name][kept] > selection.threshold).all()
+
+
+def test_penalties_end_with_the_train_stage():
+    assert type(Slimming().finetune_hooks()) is Method
+
+
+def test_every_parameter_is_in_the_group_that_its_weight_decay_names():
+    model = SMALL["chain"]()
+    options = TrainOptions(
+        **{**vars(OPTIONS), "weight_decay": 1.0, "weight_decay_norm": 2.0, "weight_decay_bias": 3.0}
+    )
+    decay = {
+        id(p): group["weight_decay"]
+        for group in make_optimiser(model, options).param_groups
+        for p in group["params"]
+    }
+    found = {name: decay[id(p)] for name, p in model.named_parameters()}
+    assert found["first.0.weight"] == 1.0
+    assert found["first.1.weight"] == found["first.1.bias"] == found["norm.weight"] == 2.0
+    assert found["head.bias"] == 3.0
+    assert len(found) == len(decay)
+
+
+@given(epochs=st.integers(1, 200), steps=st.integers(1, 50))
+def test_step_schedules_drop_at_their_milestones_for_every_number_of_epochs(epochs, steps):
+    total = epochs * steps
+    schedule = Schedule("step", 0.1, total, (0.5, 0.75), 0.1)
+    rates = [schedule.at(step) for step in range(total)]
+    assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
+    counted = [sum(math.isclose(r, rate) for r in rates) for rate in (0.1, 0.01, 0.001)]
+    first, second = round(total * 0.5), round(total * 0.75)
+    assert counted == [first, second - first, total - second]
+
+
+@given(total=st.integers(1, 500), warmup=st.sampled_from([0.0, 0.1, 0.4]))
+def test_cosine_schedules_rise_and_fall(total, warmup):
+    schedule = Schedule("cosine", 0.1, total, warmup=warmup)
+    rates = [schedule.at(step) for step in range(total)]
+    assert all(0 < rate <= 0.1 for rate in rates)
+    peak = rates.index(max(rates))
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert schedule.travel(0.5) == pytest.approx(2 * sum(rates))

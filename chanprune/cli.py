@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def main(config_name: str, task: Task) -> None:
 
 
 def _compose_and_run(config_name: str, task: Task) -> None:
-    arguments = [_checked(argument) for argument in sys.argv[1:]]
+    folders = _config_folders(sys.argv[1:])
+    overrides = [_checked(a, folders) for a in sys.argv[1:] if OVERRIDE.fullmatch(a)]
+    flags = [argument for argument in sys.argv[1:] if not OVERRIDE.fullmatch(argument)]
     outcome: list[BaseException] = []
 
     def job(config: DictConfig) -> None:
@@ -62,7 +65,7 @@ def _compose_and_run(config_name: str, task: Task) -> None:
         except (Exception, KeyboardInterrupt) as error:
             outcome.append(error)
 
-    sys.argv[1:] = [*QUIET, *arguments]
+    sys.argv[1:] = [*flags, *QUIET, *overrides]
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -93,7 +96,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _checked(argument: str) -> str:
+def _checked(argument: str, folders: list[Path]) -> str:
     """Check one argument; let a key that Hydra does not know pass on to the schema."""
     matched = OVERRIDE.fullmatch(argument)
     if matched is None:
@@ -103,21 +106,27 @@ def _checked(argument: str) -> str:
         OverridesParser.create().parse_override(argument)
     except HydraException as error:
         raise UserError(f"{argument}: cannot be parsed; does it need quotes?") from error
-    group = config_dir() / key
-    if group.is_dir():
-        _check_choices(group, key, value)
-        return argument
-    return argument if key.startswith("hydra") else f"++{key}={value}"
-
-
-def _check_choices(group: Path, key: str, value: str) -> None:
+    groups = [folder / key for folder in folders if (folder / key).is_dir()]
+    if not groups:
+        return argument if key.startswith("hydra") else f"++{key}={value}"
     known = sorted(
-        path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml")
+        path.relative_to(group).with_suffix("").as_posix()
+        for group in groups
+        for path in group.rglob("*.yaml")
     )
     for choice in value.split(","):
         if re.fullmatch(r"[\w./-]+", choice) and choice not in {*known, "null"}:
             listed = ", ".join(known)
-            raise UserError(
-                f"{key}={choice}: no such choice; choose from: {listed}"
-                f"{did_you_mean(choice, known)}"
-            )
+            hint = did_you_mean(choice, known)
+            raise UserError(f"{key}={choice}: no such choice; choose from: {listed}{hint}")
+    return f"{key}={value}"
+
+
+def _config_folders(arguments: list[str]) -> list[Path]:
+    """List our configuration folder, and the one that --config-dir adds."""
+    folders = [config_dir()]
+    for argument, following in pairwise([*arguments, ""]):
+        option, _, value = argument.partition("=")
+        if option in {"--config-dir", "-cd"}:
+            folders.append(Path(value or following))
+    return folders

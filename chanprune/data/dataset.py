@@ -9,6 +9,7 @@ import torch
 
 from chanprune.data.source import MemorySource, Source, stratified_split
 
+STREAM_SAMPLE = 10_000
 SplitName = Literal["train", "val", "test"]
 
 
@@ -91,14 +92,20 @@ def assemble(
     return Dataset(name, info, mean, std, splits, options, streams)
 
 
-def _statistics(train: Source, most: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure mean and deviation per channel, of evenly spaced images where there are many."""
-    chosen = torch.linspace(0, len(train.labels) - 1, min(most, len(train.labels))).long()
+def _statistics(train: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measure mean and deviation per channel; of a stream, from evenly spaced images."""
     if isinstance(train, MemorySource):
-        images = train.images[chosen]
+        images = train.images
     else:
+        number = min(STREAM_SAMPLE, len(train.labels))
+        chosen = torch.linspace(0, len(train.labels) - 1, number).long()
         images = torch.stack([train.read(int(i)) for i in chosen])
-    values = images.transpose(0, 1).flatten(1).float() / 255
-    mean = [round(value, 4) for value in values.mean(1).tolist()]
-    std = [max(round(value, 4), 1e-3) for value in values.std(1).tolist()]
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in images.transpose(0, 1):
+        share = torch.bincount(channel.flatten(), minlength=256) / channel.numel()
+        average = (share * values).sum()
+        spread = (share * (values - average).square()).sum().sqrt()
+        mean.append(round(average.item(), 4))
+        std.append(max(round(spread.item(), 4), 1e-3))
     return tuple(mean), tuple(std)

@@ -180,6 +180,7 @@ def _check(archive: Archive, index: dict[str, defaultdict[str, list[str]]]) -> N
         for name, images in classes.items():
             if not images:
                 raise UserError(f"{archive.path}: the class {split}/{name} has no images")
+    for split, classes in index.items():
         odd = sorted(set(classes) ^ set(index["train"]))
         if odd:
             raise UserError(f"{archive.path}: train and {split} differ in the class {odd[0]!r}")

@@ -1,0 +1,236 @@
+"""The commands as a user types them: results, and one line for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import chanprune
+
+TINY = (
+    *("model=vgg11", "model.width=0.0625", "dataset.image_size=16"),
+    *("train.epochs=1", "finetune.epochs=1", "device=cpu"),
+)
+
+
+def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return call("chanprune.train", *arguments, cwd=cwd, **environment)
+
+
+MISTAKES = [
+    ("method=slimmin", "method=slimmin: no such choice; choose from: none, slimming (did you mean"),
+    ("model=vgg99", "choose from: vgg11, vgg13, vgg16, vgg19 (did you mean"),
+    ("experiment=slimming/vgg", "choose from: slimming/vgg19_cifar10"),
+    ("train.epochz=3", "train.epochz: unknown key; known here: epochs, batch_size"),
+    ("+train.foo=3", "train.foo: unknown key"),
+    ("epochs=3", "epochs: unknown key; known here: seed, device"),
+    ("method.travle=3", "(did you mean travel?)"),
+    ("train.epochs=1.5", "train.epochs=1.5: must be an integer >= 1"),
+    ("train.lr=abc", "train.lr=abc: must be a number > 0"),
+    ("train.lr=nan", "train.lr=nan: must be a number > 0"),
+    ("prune.ratio=1.0", "prune.ratio=1.0: must be a number in [0, 1)"),
+    ("prune.ratio=-0.1", "prune.ratio=-0.1: must be a number in [0, 1)"),
+    ("seed=-1", "seed=-1: must be an integer >= 0"),
+    ("model.head=fc51", "must be one of linear, fc512 (did you mean fc512?)"),
+    ("train.schedule=[1,2", "train.schedule=[1,2: cannot be parsed"),
+    ("train.milestones=[0.75,0.5]", "train.milestones=[0.75, 0.5]: must be ascending"),
+    ("prune=5", "prune=5: must be a section"),
+    ("dataset=imagefolder", "dataset.path is missing; give dataset.path=..."),
+    ("dataset=imagefolder dataset.path=nowhere", "dataset.path=nowhere does not exist"),
+    ("method.travel=1 method.sparsity_weight=1e-4", "not both"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_a_mistake_gets_one_line_and_leaves_nothing(arguments, message, tmp_path):
+    asked = train(*arguments.split(), cwd=tmp_path)
+    assert asked.returncode == 2
+    assert asked.stdout == ""
+    assert asked.stderr.startswith("chanprune: error: ") and message in asked.stderr
+    assert asked.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+LATER_MISTAKES = [
+    ("dataset.image_size=8", "takes images of 16 x 16 pixels or more, not 8 x 8"),
+    ("dataset=cifar10 dataset.root=none", "CIFAR-10 is not in"),
+    ("dataset=imagefolder dataset.path=bad.zip", "not a readable zip archive"),
+    ("device=cuda", "PyTorch finds no GPU here"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), LATER_MISTAKES)
+def test_mistakes_that_need_a_look_are_refused_before_the_run_begins(arguments, message, tmp_path):
+    (tmp_path / "bad.zip").write_bytes(b"PK\x03\x04 and no more")
+    asked = train(*arguments.split(), "run.dir=out", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert asked.returncode == 2
+    assert asked.stderr.startswith("chanprune: error: ") and message in asked.stderr
+    assert asked.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_traceback_is_there_for_who_asks(tmp_path):
+    asked = train("prune.ratio=2", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert "Traceback" in asked.stderr and asked.returncode != 0
+
+
+def test_failures_while_running_have_their_own_exit_code(tmp_path):
+    asked = train(*TINY, "train.lr=1e30", "run.dir=out", cwd=tmp_path)
+    assert asked.returncode == 3
+    assert asked.stderr.count("\n") == 1
+    assert "the loss of stage train became NaN or infinite at step" in asked.stderr
+
+
+def test_errors_and_help_come_without_pytorch(tmp_path):
+    program = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "import runpy\n"
+        "sys.argv = ['train', {argument!r}]\n"
+        "runpy.run_module('chanprune.train', run_name='__main__')\n"
+    )
+    for argument, code in (("--help", 0), ("prune.ratio=2", 2), ("model=vgg1", 2)):
+        asked = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program.format(argument=argument)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert asked.returncode == code, asked.stderr
+        assert "Traceback" not in asked.stderr
+
+
+def test_help_lists_the_choices(tmp_path):
+    asked = train("--help", cwd=tmp_path)
+    assert asked.returncode == 0
+    for word in ("slimming", "vgg19", "imagefolder", "prune.ratio=0.5"):
+        assert word in asked.stdout
+
+
+def test_summarize_counts_without_data(tmp_path):
+    asked = call(
+        *("chanprune.summarize", "model=vgg16", "dataset=cifar10", "format=json"), cwd=tmp_path
+    )
+    counts = json.loads(asked.stdout)
+    assert (counts["params"], counts["macs"]) == (14_724_042, 313_201_664)
+    assert sum(layer["params"] for layer in counts["layers"]) == counts["params"]
+    assert sum(layer["macs"] for layer in counts["layers"]) == counts["macs"]
+    table = call("chanprune.summarize", "model=vgg16", "dataset=cifar10", cwd=tmp_path).stdout
+    assert "14,724,042" in table and "626,403,328" in table
+    wrong = call("chanprune.summarize", "format=xml", cwd=tmp_path)
+    assert wrong.returncode == 2 and "must be one of table, json" in wrong.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_then_evaluate_then_again(tmp_path):
+    asked = train(*TINY, "run.dir=out", cwd=tmp_path)
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stderr == ""
+    assert "pruned, constants absorbed" in asked.stdout
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    recorded = yaml.safe_load((tmp_path / "out/config.yaml").read_text())
+    assert recorded["config"]["train"]["epochs"] == 1 and "torch" in recorded["environment"]
+
+    measured = call("chanprune.evaluate", "run=out", "format=json", cwd=tmp_path)
+    result = json.loads(measured.stdout)
+    assert result == {key: summary[key] for key in ("accuracy", "params", "macs")}
+    assert "test accuracy" in call("chanprune.evaluate", "run=out", cwd=tmp_path).stdout
+
+    again = train(*TINY, "run.dir=out", cwd=tmp_path)
+    assert again.returncode == 0 and "finished" in again.stdout
+    other = train(*TINY, "run.dir=out", "seed=1", cwd=tmp_path)
+    assert other.returncode == 2 and "another configuration" in other.stderr
+    before = (tmp_path / "out/model.safetensors").read_bytes()
+    assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
+    replaced = train(*TINY, "run.dir=out", "seed=1", "run.overwrite=true", cwd=tmp_path)
+    assert replaced.returncode == 0
+    assert (tmp_path / "out/model.safetensors").read_bytes() != before
+    lines = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_the_default_directory_is_named_after_the_configuration(tmp_path):
+    options = ("method=none", *TINY)
+    assert train(*options, cwd=tmp_path).returncode == 0
+    (made,) = (tmp_path / "outputs/digits").iterdir()
+    assert made.name.startswith("vgg11-none-") and len(made.name) == len("vgg11-none-") + 8
+    assert chanprune.load(made).input_shape == (1, 16, 16)
+
+
+def test_a_directory_with_other_files_is_not_touched(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("precious")
+    for options in ((), ("run.overwrite=true",)):
+        asked = train(*TINY, "run.dir=mine", *options, cwd=tmp_path)
+        assert asked.returncode == 2 and "holds no run" in asked.stderr
+    asked = train(*TINY, "run.dir=mine/thesis.txt", cwd=tmp_path)
+    assert asked.returncode == 2 and "is a file" in asked.stderr
+    assert (tmp_path / "mine/thesis.txt").read_text() == "precious"
+
+
+def test_evaluating_what_is_no_run_is_refused(tmp_path):
+    for arguments, message in (
+        (["run=nowhere"], "no finished run is there"),
+        ([], "run is missing; give run=..."),
+        (["run=x", "fromat=json"], "fromat: unknown key; known here: format, run, device"),
+    ):
+        asked = call("chanprune.evaluate", *arguments, cwd=tmp_path)
+        assert asked.returncode == 2
+        assert message in asked.stderr and asked.stderr.count("\n") == 1
+
+
+def test_broken_configuration_files_are_named(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/experiment").mkdir()
+    (tmp_path / "mine/experiment/odd.yaml").write_text("train: {epochs: 3\nlr: : 5\n")
+    asked = train("--config-dir=mine", "+experiment=odd", cwd=tmp_path)
+    assert asked.returncode == 2
+    assert asked.stderr.count("\n") == 1 and "odd.yaml:" in asked.stderr
+
+
+def test_a_users_own_experiment_is_found(tmp_path):
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/small.yaml").write_text(
+        "# @package _global_\nmodel: {width: 0.5}\n"
+    )
+    asked = call(
+        *("chanprune.summarize", "--config-dir=mine", "experiment=small", "format=json"),
+        cwd=tmp_path,
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert json.loads(asked.stdout)["params"] < 4_000_000
+
+
+def test_the_wheel_carries_the_configuration(tmp_path):
+    """Build the wheel, unpack it, and run it from there."""
+    source = Path(__file__).parents[1]
+    built = call("hatchling", "build", "-t", "wheel", "-d", str(tmp_path), cwd=source)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    asked = call(
+        *("chanprune.summarize", "model=vgg19", "format=json"),
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path / "site"),
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert json.loads(asked.stdout)["params"] == 20_033_866

@@ -1,0 +1,71 @@
+"""Every shipped configuration file composes and is valid."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from chanprune.cli import config_dir
+from chanprune.data import DATASETS
+from chanprune.methods import METHODS
+from chanprune.models import MODELS
+from chanprune.schema import SECTIONS, validate
+
+GROUPS = ("model", "method", "dataset", "experiment")
+FILES = sorted(
+    path.relative_to(config_dir()) for group in GROUPS for path in (config_dir() / group).rglob("*")
+)
+CHOICES = [path for path in FILES if path.suffix == ".yaml"]
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("config", list(overrides))
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def test_there_are_as_many_choices_as_names():
+    assert len(CHOICES) == len(MODELS) + len(METHODS) + len(DATASETS) + 3
+    for group, names in (("model", MODELS), ("method", METHODS), ("dataset", DATASETS)):
+        assert {path.stem for path in CHOICES if path.parts[0] == group} == set(names)
+
+
+@pytest.mark.parametrize("path", CHOICES, ids=str)
+def test_every_choice_composes_and_is_valid(path, tmp_path):
+    choice = Path(*path.parts[1:]).with_suffix("").as_posix()
+    overrides = [f"{path.parts[0]}={choice}"]
+    if path.stem == "imagefolder":
+        overrides.append(f"dataset.path={tmp_path}")
+    config = composed(*overrides)
+    assert validate(config)["seed"] == 0
+    if path.parts[0] != "experiment":
+        assert config[path.parts[0]]["name"] == path.stem
+
+
+def test_experiments_are_the_published_recipe():
+    config = composed("experiment=slimming/vgg19_cifar10")
+    assert config["model"]["name"] == "vgg19" and config["dataset"]["name"] == "cifar10"
+    assert config["method"]["sparsity_weight"] == 1e-4
+    assert config["prune"]["ratio"] == 0.7
+    for stage in (config["train"], config["finetune"]):
+        assert (stage["epochs"], stage["batch_size"], stage["lr"]) == (160, 64, 0.1)
+        assert stage["milestones"] == [0.5, 0.75] and stage["nesterov"]
+
+
+def test_the_command_line_overrides_data_set_and_experiment():
+    config = composed("experiment=slimming/vgg19_cifar10", "train.epochs=3", "prune.ratio=0.1")
+    assert (config["train"]["epochs"], config["prune"]["ratio"]) == (3, 0.1)
+    assert composed("dataset=cifar10", "train.epochs=7")["train"]["epochs"] == 7
+
+
+def test_every_option_is_explained():
+    """Each key of the main file has a comment on its line or belongs to a self-evident pair."""
+    text = (config_dir() / "config.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    for section in ("run", "prune"):
+        assert set(values[section]) == set(SECTIONS[section][0].model_fields)
+        for key in values[section]:
+            line = next(x for x in text.splitlines() if x.strip().startswith(f"{key}:"))
+            assert "#" in line, line

@@ -97,11 +97,8 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _checked(argument: str, folders: list[Path]) -> str:
-    """Check one argument; let a key that Hydra does not know pass on to the schema."""
-    matched = OVERRIDE.fullmatch(argument)
-    if matched is None:
-        return argument
-    _, key, value = matched.groups()
+    """Check one KEY=VALUE; let a key that Hydra does not know pass on to the schema."""
+    _, key, value = re.fullmatch(OVERRIDE, argument).groups()  # type: ignore[union-attr]
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException as error:

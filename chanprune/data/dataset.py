@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -67,6 +67,16 @@ class Dataset:
     splits: dict[SplitName, Source]
     options: Options
     streams: bool
+
+    def on(self, device: torch.device | str) -> Dataset:
+        """Return the data set with its images on `device`, unless they are streamed."""
+        splits = {
+            key: MemorySource(split.images.to(device), split.labels.to(device))
+            if isinstance(split, MemorySource) and not self.streams
+            else split
+            for key, split in self.splits.items()
+        }
+        return replace(self, splits=splits)
 
 
 def assemble(

@@ -29,7 +29,7 @@ def evaluate_run(run_dir: Path, config: Mapping[str, Any], device: str) -> dict[
     """
     chosen = pick_device(device)
     model = load(run_dir).to(chosen)
-    dataset = data.load(seed=config["seed"], **config["dataset"])
+    dataset = data.load(seed=config["seed"], **config["dataset"]).on(chosen)
     batches = data.eval_batches(dataset, "test", batch_size=EVAL_BATCH, device=chosen)
     counts = count(model, dataset.info.input_shape)
     return {

@@ -56,11 +56,16 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's name, where its checkpoints go, and which epoch it hands on."""
+    """A stage: its name, where its checkpoints go, and which epoch it hands on."""
 
     name: str
     folder: Path
     keep: Literal["last", "best"]
+
+    @property
+    def option(self) -> str:
+        """Section of the configuration: "train" for the stage "train-2"."""
+        return self.name.partition("-")[0]
 
 
 def train(
@@ -98,47 +103,40 @@ def train(
     record.start_stage(stage.name, options.epochs, num_steps, facts)
     optimiser = make_optimiser(model, options)
     forward = cast(nn.Module, torch.compile(model)) if options.compile else model
-    best: tuple[float, int, dict[str, Tensor] | None] = (-1.0, 0, None)
+    best: tuple[float, int, dict[str, Tensor] | None] = (-1.0, options.epochs, None)
     index = 0
     bar = tqdm(total=num_steps, desc=stage.name, unit="step", disable=None, leave=False)
     for epoch in range(options.epochs):
         began = time.perf_counter()
         model.train()
         losses: list[Tensor] = []
-        hits = torch.zeros((), dtype=torch.long, device=_device(model))
-        seen = 0
+        hits: list[Tensor] = []
         for images, labels in batches.epoch(epoch):
             step = Step(index, epoch, schedule.at(index), index / num_steps)
             loss, logits = _update(forward, optimiser, method, step, images, labels, options)
             losses.append(loss.detach())
-            hits += (logits.detach().argmax(1) == labels).sum()
-            seen += len(labels)
+            hits.append((logits.detach().argmax(1) == labels).float().mean())
             index += 1
             bar.update()
             if len(losses) % CHECK_EVERY == 0:
                 _check_finite(losses[-CHECK_EVERY:], stage, epoch, index)
         _check_finite(losses, stage, epoch, index)
-        accuracy = evaluate(model, validation)
-        record.epoch(
-            stage.name,
-            epoch + 1,
-            {
-                "loss": torch.stack(losses).mean().item(),
-                "train_accuracy": hits.item() / max(1, seen),
-                "val_accuracy": accuracy,
-                "lr": step.lr,
-                **method.after_epoch(step),
-                "seconds": time.perf_counter() - began,
-            },
-            model,
-        )
-        if accuracy >= best[0] and stage.keep == "best":
-            best = (accuracy, epoch + 1, copy.deepcopy(model.state_dict()))
+        _check_finite([_norm(model)], stage, epoch, index)
+        metrics = {
+            "loss": torch.stack(losses).mean().item(),
+            "train_accuracy": torch.stack(hits).mean().item(),
+            "val_accuracy": evaluate(model, validation),
+            "lr": step.lr,
+            **method.after_epoch(step),
+            "seconds": time.perf_counter() - began,
+        }
+        record.epoch(stage.name, epoch + 1, metrics, model)
+        if stage.keep == "best" and metrics["val_accuracy"] >= best[0]:
+            best = (metrics["val_accuracy"], epoch + 1, copy.deepcopy(model.state_dict()))
         _save(stage, model, optimiser, method, epoch + 1, index, options)
     bar.close()
-    if best[2] is None:
-        return options.epochs
-    model.load_state_dict(best[2])
+    if best[2] is not None:
+        model.load_state_dict(best[2])
     return best[1]
 
 
@@ -205,13 +203,19 @@ def evaluate(model: nn.Module, batches: Batches) -> float:
     return hits.item() / max(1, seen)
 
 
+def _norm(model: nn.Module) -> Tensor:
+    """Return a number that is not finite if a parameter is not."""
+    return torch.stack([p.detach().float().square().mean() for p in model.parameters()]).sum()
+
+
 def _check_finite(losses: list[Tensor], stage: Stage, epoch: int, index: int) -> None:
+    """Look at the latest losses; `index` steps are done, the last of them in `epoch`."""
     finite = torch.stack(losses).isfinite()
     if not finite.all():
         step = index - len(losses) + int(finite.logical_not().nonzero()[0]) + 1
         raise RunError(
             f"the loss of stage {stage.name} became NaN or infinite at step {step} "
-            f"(epoch {epoch + 1}); a lower learning rate may help; {_last_good(stage)}"
+            f"(epoch {epoch + 1}); a lower {stage.option}.lr may help; {_last_good(stage)}"
         )
 
 

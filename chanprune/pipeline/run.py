@@ -74,7 +74,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     """
     device = pick_device(config["device"])
     torch.manual_seed(config["seed"])
-    dataset = data.load(seed=config["seed"], **config["dataset"])
+    dataset = data.load(seed=config["seed"], **config["dataset"]).on(device)
     info = dataset.info
     model = build(**architecture(config["model"], info.input_shape, len(info.class_names)))
     model = model.to(device)

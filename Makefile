@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check format
@@ -10,13 +11,13 @@ demo: $(INSTALLED)
 	$(BIN)/python -m chanprune.train method=slimming model=vgg16 run.dir=outputs/demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 from chanprune.data.dataset import Dataset, SplitName
-from chanprune.data.source import MemorySource, Source
+from chanprune.data.source import Source
 
 Batch = tuple[Tensor, Tensor]
 
@@ -80,32 +80,22 @@ class _Batches:
 class MemoryBatches(_Batches):
     """Batches cut from one uint8 tensor on the device, augmented as a whole."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        split: SplitName,
-        batch_size: int,
-        device: torch.device | str,
-        seed: int | None,
-    ):
-        super().__init__(dataset, split, batch_size, device, seed)
-        source = self.source.in_memory()
-        self.images = source.images.to(self.device)
-        self.labels = source.labels.to(self.device)
-        shape = (1, -1, 1, 1)
-        self.mean = torch.tensor(dataset.mean, device=self.device).view(shape) * 255
-        self.std = torch.tensor(dataset.std, device=self.device).view(shape) * 255
-
     def epoch(self, index: int) -> Iterator[Batch]:
         """Yield (images (N, C, H, W), labels (N,)) of epoch `index`."""
+        source = self.source.in_memory()
+        images, labels = source.images.to(self.device), source.labels.to(self.device)
+        mean, std = (
+            torch.tensor(values, device=self.device).view(1, -1, 1, 1) * 255
+            for values in (self.dataset.mean, self.dataset.std)
+        )
         order = self._order(index).to(self.device)
         pad, flip = self.dataset.options.pad, self.dataset.options.flip
         draws = _generator(self.seed, index, 1) if self.seed is not None else None
         for chosen in order.split(self.batch_size):
-            images = self.images[chosen]
+            batch = images[chosen]
             if draws is not None:
-                images = augment(images, pad, flip, draws)
-            yield (images.float() - self.mean) / self.std, self.labels[chosen]
+                batch = augment(batch, pad, flip, draws)
+            yield (batch.float() - mean) / std, labels[chosen]
 
 
 def augment(images: Tensor, pad: int, flip: bool, draws: torch.Generator) -> Tensor:
@@ -185,6 +175,3 @@ def _number(*entropy: int) -> int:
 
 def _generator(*entropy: int) -> torch.Generator:
     return torch.Generator().manual_seed(_number(*entropy))
-
-
-__all__ = ["MemoryBatches", "MemorySource", "StreamBatches", "augment"]

@@ -85,12 +85,12 @@ def draw_sorted_scales(
     cliff = find_cliff(values)
     if cliff is not None:
         axes.annotate(
-            f"cliff at {share[cliff]:.1f} %",
-            (share[cliff], math.sqrt(max(values[cliff], DRAWN_FROM) * values[cliff + 1])),
-            xytext=(8, 0),
+            f"cliff at {share[cliff]:.0f} %",
+            (share[cliff], max(values[cliff], DRAWN_FROM)),
+            xytext=(-60, 25) if share[cliff] > 40 else (30, -20),
             textcoords="offset points",
-            va="center",
             fontsize=9,
+            arrowprops={"arrowstyle": "->", "linewidth": 0.8},
         )
     axes.set_xlim(0, 100)
     axes.set_xlabel("channels, sorted by scale (%)")
@@ -101,21 +101,27 @@ def draw_sorted_scales(
     _save(figure, path)
 
 
-def find_cliff(ascending: npt.NDArray[np.float64], factor: float = 2.0) -> int | None:
-    """Find where unused scales end: the largest ratio of neighbours, if it is at least `factor`.
+def find_cliff(ascending: npt.NDArray[np.float64], factor: float = 10.0) -> int | None:
+    """Find where the unused scales end and the used ones begin.
 
-    The lowest and highest 2 % are left out: single values lie far apart there.
+    That is the largest step within the twentieth of the channels over which the scales rise most,
+    if they rise by `factor` there. Beyond the 90th percentile, and below a thousandth of it, scales
+    count as alike.
 
     Returns:
-        The index below the gap, or None.
+        The index below the step, or None.
     """
-    margin = max(1, len(ascending) // 50)
-    middle = np.maximum(ascending[margin : len(ascending) - margin], DRAWN_FROM)
-    if len(middle) < 2:
+    width = max(1, len(ascending) // 20)
+    used = np.quantile(ascending, 0.9) if len(ascending) > width else 0.0
+    if used <= 0:
         return None
-    ratios = middle[1:] / middle[:-1]
-    largest = int(ratios.argmax())
-    return margin + largest if ratios[largest] >= factor else None
+    values = np.clip(ascending, used / 1000, used)
+    rises = values[width:] / values[:-width]
+    steepest = int(rises.argmax())
+    if rises[steepest] < factor:
+        return None
+    steps = values[steepest + 1 : steepest + width + 1] / values[steepest : steepest + width]
+    return steepest + int(steps.argmax())
 
 
 def _short(name: str) -> str:

@@ -57,18 +57,11 @@ class Embedded(_Section):
     flip: bool
 
 
-class Downloaded(Embedded):
-    """dataset=cifar10 and the others that torchvision downloads."""
+class FromFiles(Embedded):
+    """dataset=cifar10 and the others that torchvision downloads, and dataset=imagefolder."""
 
-    name: Literal["cifar10", "cifar100", "svhn", "fashion_mnist"]  # type: ignore[assignment]
+    name: Literal["cifar10", "cifar100", "svhn", "fashion_mnist", "imagefolder"]  # type: ignore[assignment]
     root: Text
-
-
-class ImageFolder(Embedded):
-    """dataset=imagefolder."""
-
-    name: Literal["imagefolder"]  # type: ignore[assignment]
-    path: Text
 
 
 class NoMethod(_Section):
@@ -144,7 +137,7 @@ class Evaluation(_Format):
 SECTIONS: dict[str, list[type[_Section]]] = {
     "run": [RunSection],
     "model": [Vgg],
-    "dataset": [Embedded, Downloaded, ImageFolder],
+    "dataset": [Embedded, FromFiles],
     "method": [NoMethod, Slimming],
     "prune": [Prune],
     "train": [Train],
@@ -217,9 +210,11 @@ def _check_together(config: Mapping[str, Any]) -> None:
         milestones = config[stage]["milestones"]
         if milestones != sorted(set(milestones)):
             raise UserError(f"{stage}.milestones={milestones}: must be ascending")
-    path = config["dataset"].get("path")
-    if path is not None and not Path(path).exists():
-        raise UserError(f"dataset.path={path} does not exist; give a directory or a zip archive")
+    dataset = config["dataset"]
+    if dataset["name"] == "imagefolder" and not Path(dataset["root"]).exists():
+        raise UserError(
+            f"dataset.root={dataset['root']} does not exist; give a directory or a zip archive"
+        )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -51,8 +51,8 @@ MISTAKES = [
     ("train.schedule=[1,2", "train.schedule=[1,2: cannot be parsed"),
     ("train.milestones=[0.75,0.5]", "train.milestones=[0.75, 0.5]: must be ascending"),
     ("prune=5", "prune=5: must be a section"),
-    ("dataset=imagefolder", "dataset.path is missing; give dataset.path=..."),
-    ("dataset=imagefolder dataset.path=nowhere", "dataset.path=nowhere does not exist"),
+    ("dataset=imagefolder", "dataset.root is missing; give dataset.root=..."),
+    ("dataset=imagefolder dataset.root=nowhere", "dataset.root=nowhere does not exist"),
     ("method.travel=1 method.sparsity_weight=1e-4", "not both"),
 ]
 
@@ -70,7 +70,7 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(arguments, message, tmp_path
 LATER_MISTAKES = [
     ("dataset.image_size=8", "takes images of 16 x 16 pixels or more, not 8 x 8"),
     ("dataset=cifar10 dataset.root=none", "CIFAR-10 is not in"),
-    ("dataset=imagefolder dataset.path=bad.zip", "not a readable zip archive"),
+    ("dataset=imagefolder dataset.root=bad.zip", "not a readable zip archive"),
     ("device=cuda", "PyTorch finds no GPU here"),
 ]
 

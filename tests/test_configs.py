@@ -37,7 +37,7 @@ def test_every_choice_composes_and_is_valid(path, tmp_path):
     choice = Path(*path.parts[1:]).with_suffix("").as_posix()
     overrides = [f"{path.parts[0]}={choice}"]
     if path.stem == "imagefolder":
-        overrides.append(f"dataset.path={tmp_path}")
+        overrides.append(f"dataset.root={tmp_path}")
     config = composed(*overrides)
     assert validate(config)["seed"] == 0
     if path.parts[0] != "experiment":

@@ -12,7 +12,7 @@ from PIL import Image
 from chanprune import data
 from chanprune.data.batches import augment
 from chanprune.data.source import stratified_split
-from chanprune.errors import UserError
+from chanprune.errors import RunError, UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 DIGITS = {"image_size": 16, "pad": 2, "flip": False, "workers": 0}
@@ -167,7 +167,7 @@ def test_workers_do_not_change_what_a_stream_gives(tmp_path):
     seen = []
     for workers in (0, 2):
         dataset = data.load(
-            "imagefolder", seed=0, path=str(path), memory_limit=0, workers=workers, pad=2
+            "imagefolder", seed=0, root=str(path), memory_limit=0, workers=workers, pad=2
         )
         batches = data.train_batches(dataset, batch_size=4, seed=0, device="cpu")
         seen.append(torch.cat([images for images, _ in batches.epoch(1)]))
@@ -176,7 +176,7 @@ def test_workers_do_not_change_what_a_stream_gives(tmp_path):
 
 def test_archive_and_directory_are_the_same(tmp_path):
     loaded = [
-        data.load("imagefolder", seed=0, path=str(make_archive(tmp_path, as_zip=as_zip)))
+        data.load("imagefolder", seed=0, root=str(make_archive(tmp_path, as_zip=as_zip)))
         for as_zip in (True, False)
     ]
     for left, right in zip(*(d.splits.values() for d in loaded), strict=True):
@@ -195,7 +195,7 @@ def test_a_val_split_is_used_where_there_is_one(tmp_path):
     members = read_archive(make_archive(tmp_path, as_zip=True))
     members |= {k.replace("test", "val"): v for k, v in members.items() if k.startswith("test")}
     path = write_archive(tmp_path, members, as_zip=False)
-    dataset = data.load("imagefolder", seed=0, path=str(path))
+    dataset = data.load("imagefolder", seed=0, root=str(path))
     assert {key: len(s.labels) for key, s in dataset.splits.items()} == {
         "train": 24,
         "val": 8,
@@ -206,8 +206,8 @@ def test_a_val_split_is_used_where_there_is_one(tmp_path):
 def test_images_of_other_sizes_are_resized_and_cropped(tmp_path):
     path = make_archive(tmp_path, as_zip=True, size=(40, 20))
     with pytest.raises(UserError, match="40 x 20 pixels; set dataset.image_size"):
-        data.describe("imagefolder", path=str(path))
-    dataset = data.load("imagefolder", seed=0, path=str(path), image_size=18)
+        data.describe("imagefolder", root=str(path))
+    dataset = data.load("imagefolder", seed=0, root=str(path), image_size=18)
     assert dataset.splits["train"].images.shape[1:] == (3, 18, 18)
 
 
@@ -235,15 +235,27 @@ def test_bad_archives_are_refused(tmp_path, as_zip, change, message):
     (tmp_path / "bad").mkdir()
     path = write_archive(tmp_path / "bad", change(members), as_zip=as_zip)
     with pytest.raises(UserError, match=message) as refusal:
-        data.load("imagefolder", seed=0, path=str(path))
+        data.load("imagefolder", seed=0, root=str(path))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_in_a_stream_stops_it_with_one_line(tmp_path, workers):
+    members = read_archive(make_archive(tmp_path, as_zip=True))
+    path = write_archive(tmp_path, {**members, "test/ant/00.png": b"odd"}, as_zip=True)
+    options = {"memory_limit": 0, "workers": workers}
+    dataset = data.load("imagefolder", seed=0, root=str(path), **options)
+    batches = data.eval_batches(dataset, "test", batch_size=4, device="cpu")
+    with pytest.raises(RunError, match="the image test/ant/00.png cannot be read") as stopped:
+        list(batches.epoch(0))
+    assert "\n" not in str(stopped.value)
 
 
 def test_empty_classes_are_refused(tmp_path):
     path = make_archive(tmp_path, as_zip=False)
     (path / "train/cat").mkdir()
     with pytest.raises(UserError, match="the class train/cat has no images"):
-        data.load("imagefolder", seed=0, path=str(path))
+        data.load("imagefolder", seed=0, root=str(path))
 
 
 def test_damaged_archives_are_refused(tmp_path):
@@ -251,16 +263,16 @@ def test_damaged_archives_are_refused(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="not a readable zip archive"):
-        data.describe("imagefolder", path=str(path))
+        data.describe("imagefolder", root=str(path))
     middle = whole.index(b"train/bee/05") + 60
     path.write_bytes(whole[:middle] + bytes(40) + whole[middle + 40 :])
     with pytest.raises(UserError, match=r"the image train/bee/05.PNG cannot be read"):
-        data.load("imagefolder", seed=0, path=str(path))
+        data.load("imagefolder", seed=0, root=str(path))
 
 
 def test_paths_that_do_not_exist_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        data.describe("imagefolder", path=str(tmp_path / "nowhere"))
+        data.describe("imagefolder", root=str(tmp_path / "nowhere"))
 
 
 def test_torchvision_sets_are_described_without_files():
@@ -288,6 +300,6 @@ def test_fashion_mnist_is_read_from_its_files(tmp_path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here")
 def test_the_cifar10_archive_is_understood():
     path = str(SHARED / "cifar10-webp.zip")
-    info = data.describe("imagefolder", path=path)
+    info = data.describe("imagefolder", root=path)
     assert info.input_shape == (3, 32, 32)
     assert info.class_names == data.describe("cifar10").class_names

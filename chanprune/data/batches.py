@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from chanprune.data.dataset import Dataset, SplitName
 from chanprune.data.source import Source
+from chanprune.errors import RunError, UserError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -125,7 +126,11 @@ class StreamBatches(_Batches):
     """Batches read by worker processes, augmented one by one with torchvision's transforms."""
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        """Yield (images (N, C, H, W), labels (N,)) of epoch `index`."""
+        """Yield (images (N, C, H, W), labels (N,)) of epoch `index`.
+
+        Raises:
+            RunError: An image cannot be read.
+        """
         options = self.dataset.options
         steps: list[Any] = [
             v2.ToDtype(torch.float32, scale=True),
@@ -145,8 +150,13 @@ class StreamBatches(_Batches):
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),
         )
-        for images, labels in loader:
-            yield images.to(self.device, non_blocking=True), labels.to(self.device)
+        try:
+            for images, labels in loader:
+                yield images.to(self.device, non_blocking=True), labels.to(self.device)
+        except UserError as error:
+            # A worker's error arrives with its traceback in front of the message.
+            message = str(error).strip().splitlines()[-1]
+            raise RunError(message.removeprefix("chanprune.errors.UserError: ")) from error
 
 
 class _Stream(TorchDataset[tuple[Tensor, Tensor]]):

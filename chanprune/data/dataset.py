@@ -26,14 +26,13 @@ class Options:
     """What every data set takes.
 
     Attributes:
-        root: Where files are looked for, and downloaded to.
+        root: Where files are looked for, and downloaded to; an image folder's directory or archive.
         image_size: Height and width in pixels; None for the native size.
         val_share: Share of the training set that is held out for validation, in [0, 1).
         memory_limit: Bytes of uint8 images up to which everything lives in memory, on the device.
         workers: Processes that read images beyond the limit.
         pad: Pixels of zeros around an image from which a random crop is taken; 0 for none.
         flip: Whether half of the images are mirrored.
-        path: Directory or archive of an image folder.
     """
 
     image_size: int | None = None
@@ -43,7 +42,6 @@ class Options:
     pad: int = 4
     flip: bool = True
     root: str = "data"
-    path: str = ""
 
 
 @dataclass(frozen=True)

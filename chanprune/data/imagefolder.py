@@ -42,7 +42,7 @@ class Archive:
             return [f"{m.relative_to(self.path).as_posix()}{'/' * m.is_dir()}" for m in found]
         if not self.path.exists():
             raise UserError(
-                f"dataset.path={self.path} does not exist; give a directory or zip file"
+                f"dataset.root={self.path} does not exist; give a directory or zip file"
             )
         return self._zip().namelist()
 
@@ -73,7 +73,7 @@ class Archive:
                 self._opened = zipfile.ZipFile(self.path)
             except (OSError, zipfile.BadZipFile) as error:
                 raise UserError(
-                    f"dataset.path={self.path} is not a readable zip archive: {error}"
+                    f"dataset.root={self.path} is not a readable zip archive: {error}"
                 ) from error
         return self._opened
 
@@ -121,7 +121,7 @@ class FileSource:
 
 def describe(options: Options) -> DatasetInfo:
     """Describe the data set from its index and its first image; raises as `load` does."""
-    archive = Archive(Path(options.path))
+    archive = Archive(Path(options.root))
     index = _index(archive)
     size = options.image_size or _native_size(archive, index)
     return DatasetInfo((3, size, size), tuple(index["train"]))
@@ -134,7 +134,7 @@ def load(options: Options, seed: int) -> Dataset:
         UserError: It does not exist, is damaged, lacks a split, has an empty class, classes that
             differ between splits, or an image that cannot be read.
     """
-    archive = Archive(Path(options.path))
+    archive = Archive(Path(options.root))
     index = _index(archive)
     info = describe(options)
     size = info.input_shape[1]
@@ -143,7 +143,7 @@ def load(options: Options, seed: int) -> Dataset:
         members = [m for name in info.class_names for m in classes[name]]
         labels = [k for k, name in enumerate(info.class_names) for _ in classes[name]]
         sources[split] = FileSource(archive, members, torch.tensor(labels), size)
-    name = Path(options.path).name
+    name = Path(options.root).name
     train, test, val = sources["train"], sources["test"], sources.get("val")
     return assemble(name, info, train, test, options, seed, val)
 

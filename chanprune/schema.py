@@ -18,7 +18,8 @@ from pydantic.fields import FieldInfo
 
 from chanprune.errors import UserError
 
-Text = Annotated[str, BeforeValidator(lambda value: str(value) if value is not None else value)]
+# A directory may be called 5, which Hydra reads as a number.
+Text = Annotated[str, BeforeValidator(lambda value: f"{value}" if type(value) is int else value)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]

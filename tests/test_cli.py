@@ -50,6 +50,7 @@ MISTAKES = [
     ("model.head=fc51", "must be one of linear, fc512 (did you mean fc512?)"),
     ("train.schedule=[1,2", "train.schedule=[1,2: cannot be parsed"),
     ("train.milestones=[0.75,0.5]", "train.milestones=[0.75, 0.5]: must be ascending"),
+    ("run.dir=[1]", "run.dir=[1]: must be text, or null"),
     ("prune=5", "prune=5: must be a section"),
     ("dataset=imagefolder", "dataset.root is missing; give dataset.root=..."),
     ("dataset=imagefolder dataset.root=nowhere", "dataset.root=nowhere does not exist"),

@@ -91,6 +91,7 @@ def draw_sorted_scales(
             textcoords="offset points",
             fontsize=9,
             arrowprops={"arrowstyle": "->", "linewidth": 0.8},
+            bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1},
         )
     axes.set_xlim(0, 100)
     axes.set_xlabel("channels, sorted by scale (%)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import sys
@@ -12,6 +14,7 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -24,13 +27,14 @@ Task = Callable[[dict[str, Any]], None]
 QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
 QUIET += ["hydra/hydra_logging=none", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w./@]*)=(.*)", re.DOTALL)
+OPTIONAL = {"experiment"}
 
 
 def config_dir() -> Path:
     """Return the folder of the configuration files: in the wheel, or beside the package."""
     package = Path(__file__).resolve().parent
     installed, checkout = package / "configs", package.parent / "configs"
-    return installed if installed.is_dir() and not checkout.is_dir() else checkout
+    return installed if installed.is_dir() else checkout
 
 
 def main(config_name: str, task: Task) -> None:
@@ -54,8 +58,11 @@ def main(config_name: str, task: Task) -> None:
 
 def _compose_and_run(config_name: str, task: Task) -> None:
     folders = _config_folders(sys.argv[1:])
-    overrides = [_checked(a, folders) for a in sys.argv[1:] if OVERRIDE.fullmatch(a)]
-    flags = [argument for argument in sys.argv[1:] if not OVERRIDE.fullmatch(argument)]
+    settings = [argument for argument in sys.argv[1:] if OVERRIDE.fullmatch(argument)]
+    deletions = [argument for argument in sys.argv[1:] if argument.startswith("~")]
+    flags = [a for a in sys.argv[1:] if a not in {*settings, *deletions}]
+    sweeps = _are_sweep(flags) or any(a.startswith("hydra.mode=") for a in settings)
+    overrides = [_checked(a, folders, sweeps) for a in settings if not _is_unset(a)]
     outcome: list[BaseException] = []
 
     def job(config: DictConfig) -> None:
@@ -65,7 +72,7 @@ def _compose_and_run(config_name: str, task: Task) -> None:
         except (Exception, KeyboardInterrupt) as error:
             outcome.append(error)
 
-    sys.argv[1:] = [*flags, *QUIET, *overrides]
+    sys.argv[1:] = [*QUIET, *overrides, *deletions, *flags]
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -96,13 +103,37 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _checked(argument: str, folders: list[Path]) -> str:
+def _are_sweep(flags: list[str]) -> bool:
+    """Tell whether the flags ask for several runs; refuse what is no flag of Hydra's."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            asked = get_args_parser().parse_args(flags)
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise UserError(f"{reason}; --help shows what can be given") from leaving
+    if asked.overrides:
+        raise UserError(f"{asked.overrides[0]}: must be KEY=VALUE; --help shows examples")
+    return bool(asked.multirun)
+
+
+def _is_unset(argument: str) -> bool:
+    """Tell whether an optional choice is given as null, which Hydra cannot read."""
+    key, _, value = argument.lstrip("+").partition("=")
+    return key in OPTIONAL and value in {"", "null"}
+
+
+def _checked(argument: str, folders: list[Path], sweeps: bool) -> str:
     """Check one KEY=VALUE; let a key that Hydra does not know pass on to the schema."""
     _, key, value = re.fullmatch(OVERRIDE, argument).groups()  # type: ignore[union-attr]
     try:
-        OverridesParser.create().parse_override(argument)
+        parsed = OverridesParser.create().parse_override(argument)
     except HydraException as error:
         raise UserError(f"{argument}: cannot be parsed; does it need quotes?") from error
+    if parsed.is_sweep_override() and not sweeps:
+        raise UserError(f"{argument}: several values are several runs, which need the flag -m")
     groups = [folder / key for folder in folders if (folder / key).is_dir()]
     if not groups:
         return argument if key.startswith("hydra") else f"++{key}={value}"
@@ -112,7 +143,7 @@ def _checked(argument: str, folders: list[Path]) -> str:
         for path in group.rglob("*.yaml")
     )
     for choice in value.split(","):
-        if re.fullmatch(r"[\w./-]+", choice) and choice not in {*known, "null"}:
+        if re.fullmatch(r"[\w./-]*", choice) and choice not in known:
             listed = ", ".join(known)
             hint = did_you_mean(choice, known)
             raise UserError(f"{key}={choice}: no such choice; choose from: {listed}{hint}")

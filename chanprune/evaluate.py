@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from chanprune import cli
 from chanprune.errors import UserError
-from chanprune.schema import check_evaluate
+from chanprune.schema import check_evaluate, validate
+from chanprune.train import recorded_config
 
 
 def main() -> None:
@@ -26,10 +25,13 @@ def evaluate(composed: dict[str, Any]) -> None:
     """
     options = check_evaluate(composed)
     run_dir = Path(options["run"])
-    recorded = run_dir / "config.yaml"
-    if not recorded.exists() or not (run_dir / "model.json").exists():
+    recorded = recorded_config(run_dir)
+    if recorded is None or not (run_dir / "summary.json").exists():
         raise UserError(f"run={run_dir}: no finished run is there")
-    config = yaml.safe_load(recorded.read_text(encoding="utf-8"))["config"]
+    try:
+        config = validate({**recorded, "run": {"dir": None, "overwrite": False}})
+    except UserError as error:
+        raise UserError(f"{run_dir / 'config.yaml'}: {error}") from error
     from chanprune.pipeline.evaluation import evaluate_run
 
     result = evaluate_run(run_dir, config, options["device"])

@@ -120,7 +120,7 @@ class Train(Finetune):
 
 
 class _Scalars(_Section):
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     device: Literal["auto", "cpu", "cuda"]
 
 

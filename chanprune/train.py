@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from chanprune.schema import validate
 
 OURS = ["config.yaml", "metrics.jsonl", "plan.json", "model.safetensors", "model.json"]
 OURS += ["table.md", "table.csv", "summary.json"]
+PICTURES = re.compile(r"(scales(-\d+)?|channels)\.png")
+FOLDERS = re.compile(r"(train|finetune)(-\d+)?|tensorboard")
 
 
 def main() -> None:
@@ -58,21 +61,35 @@ def default_dir(config: dict[str, Any]) -> Path:
     return Path("outputs", config["dataset"]["name"], f"{model}-{method}-{digest}")
 
 
+def recorded_config(run_dir: Path) -> dict[str, Any] | None:
+    """Return the configuration of the run in a directory, or None if no run of ours is there."""
+    try:
+        values = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    if not isinstance(values, dict) or set(values) != {"config", "environment"}:
+        return None
+    config = values["config"]
+    return config if isinstance(config, dict) else None
+
+
 def _is_done(run_dir: Path, config: dict[str, Any], overwrite: bool) -> bool:
     """Tell whether the run is there; refuse a directory that holds something else."""
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"run.dir={run_dir} is a file; give a directory")
-    if not run_dir.is_dir() or not any(run_dir.iterdir()):
-        return False
-    recorded = run_dir / "config.yaml"
-    if not recorded.exists():
+    try:
+        if run_dir.exists() and not run_dir.is_dir():
+            raise UserError(f"run.dir={run_dir} is a file; give a directory")
+        if not run_dir.is_dir() or not any(run_dir.iterdir()):
+            return False
+    except OSError as error:
+        raise UserError(f"run.dir={run_dir} cannot be read: {error.strerror}") from error
+    recorded = recorded_config(run_dir)
+    if recorded is None:
         raise UserError(
             f"run.dir={run_dir} is not empty and holds no run; give a new or empty directory"
         )
     if overwrite:
         return False
-    values = yaml.safe_load(recorded.read_text(encoding="utf-8"))
-    if not isinstance(values, dict) or values.get("config") != config:
+    if recorded != config:
         raise UserError(
             f"run.dir={run_dir} holds a run with another configuration; "
             f"give another run.dir, or run.overwrite=true to replace it"
@@ -84,14 +101,14 @@ def _is_done(run_dir: Path, config: dict[str, Any], overwrite: bool) -> bool:
 
 
 def _begin(run_dir: Path) -> None:
-    """Make the directory, without what an earlier run left in it."""
+    """Make the directory, without what an earlier run left in it; other files stay."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        for old in [*OURS, *(path.name for path in run_dir.glob("*.png"))]:
-            (run_dir / old).unlink(missing_ok=True)
-        for pattern in ("train*", "finetune*", "tensorboard"):
-            for folder in run_dir.glob(pattern):
-                shutil.rmtree(folder)
+        for old in list(run_dir.iterdir()):
+            if old.name in OURS or PICTURES.fullmatch(old.name):
+                old.unlink()
+            elif FOLDERS.fullmatch(old.name):
+                shutil.rmtree(old)
         (run_dir / "metrics.jsonl").touch()
     except OSError as error:
         raise UserError(f"run.dir={run_dir} cannot be written: {error.strerror}") from error

@@ -46,7 +46,13 @@ MISTAKES = [
     ("train.lr=nan", "train.lr=nan: must be a number > 0"),
     ("prune.ratio=1.0", "prune.ratio=1.0: must be a number in [0, 1)"),
     ("prune.ratio=-0.1", "prune.ratio=-0.1: must be a number in [0, 1)"),
-    ("seed=-1", "seed=-1: must be an integer >= 0"),
+    ("seed=-1", "seed=-1: must be an integer in [0, 4294967296)"),
+    ("seed=99999999999999999999", "must be an integer in [0, 4294967296)"),
+    ("model=null", "model=null: no such choice; choose from: vgg11"),
+    ("method=", "method=: no such choice; choose from: none, slimming"),
+    ("slimming", "slimming: must be KEY=VALUE"),
+    ("--epochs 3", "unrecognized arguments: --epochs"),
+    ("train.lr=0.1,0.2", "several values are several runs, which need the flag -m"),
     ("model.head=fc51", "must be one of linear, fc512 (did you mean fc512?)"),
     ("train.schedule=[1,2", "train.schedule=[1,2: cannot be parsed"),
     ("train.milestones=[0.75,0.5]", "train.milestones=[0.75, 0.5]: must be ascending"),
@@ -160,8 +166,11 @@ def test_train_then_evaluate_then_again(tmp_path):
     assert other.returncode == 2 and "another configuration" in other.stderr
     before = (tmp_path / "out/model.safetensors").read_bytes()
     assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
+    (tmp_path / "out/train-notes").mkdir()
+    (tmp_path / "out/notes.png").write_text("mine")
     replaced = train(*TINY, "run.dir=out", "seed=1", "run.overwrite=true", cwd=tmp_path)
     assert replaced.returncode == 0
+    assert (tmp_path / "out/train-notes").is_dir() and (tmp_path / "out/notes.png").exists()
     assert (tmp_path / "out/model.safetensors").read_bytes() != before
     lines = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2
@@ -185,6 +194,30 @@ def test_a_directory_with_other_files_is_not_touched(tmp_path):
     asked = train(*TINY, "run.dir=mine/thesis.txt", cwd=tmp_path)
     assert asked.returncode == 2 and "is a file" in asked.stderr
     assert (tmp_path / "mine/thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("text", ["title: my page\n", "a: {b", "[1]", ""])
+def test_a_config_yaml_of_another_program_makes_no_run(text, tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "train/cat").mkdir(parents=True)
+    (mine / "train/cat/1.png").write_text("precious")
+    (mine / "photo.png").write_text("precious")
+    (mine / "config.yaml").write_text(text)
+    (mine / "summary.json").write_text("{}")
+    before = sorted(mine.rglob("*"))
+    for asked in (
+        train(*TINY, "run.dir=mine", cwd=tmp_path),
+        train(*TINY, "run.dir=mine", "run.overwrite=true", cwd=tmp_path),
+        call("chanprune.evaluate", "run=mine", cwd=tmp_path),
+    ):
+        assert asked.returncode == 2 and asked.stderr.count("\n") == 1
+        assert "holds no run" in asked.stderr or "no finished run is there" in asked.stderr
+    assert sorted(mine.rglob("*")) == before and (mine / "config.yaml").read_text() == text
+
+
+def test_an_optional_choice_can_be_null(tmp_path):
+    asked = call("chanprune.summarize", "experiment=null", "format=json", cwd=tmp_path)
+    assert asked.returncode == 0, asked.stderr
 
 
 def test_evaluating_what_is_no_run_is_refused(tmp_path):
@@ -228,6 +261,7 @@ def test_the_wheel_carries_the_configuration(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
+    (tmp_path / "site/configs").mkdir()  # as another distribution may leave it
     asked = call(
         *("chanprune.summarize", "model=vgg19", "format=json"),
         cwd=tmp_path,

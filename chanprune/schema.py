@@ -46,6 +46,70 @@ class Vgg(_Section):
     conv_bias: bool
 
 
+class ResNet(_Section):
+    """model=resnet20 ... resnet110."""
+
+    name: Literal["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+    width: Positive
+    shortcut: Literal["A", "B"]
+
+
+class PreResNet(_Section):
+    """model=preresnet29, preresnet164."""
+
+    name: Literal["preresnet29", "preresnet164"]
+    width: Positive
+    shortcut: Literal["projection", "zero_pad"]
+    downsample: Literal["stride", "pool"]
+
+
+class ResNeXt(_Section):
+    """model=resnext29, preresnext29."""
+
+    name: Literal["resnext29", "preresnext29"]
+    width: Positive
+    cardinality: Annotated[int, Field(ge=1)]
+    base_width: Annotated[int, Field(ge=1)]
+
+
+class DenseNet(_Section):
+    """model=densenet40, densenet40_bottleneck, densenet100_bottleneck, densenet100_bc."""
+
+    name: Literal["densenet40", "densenet100"]
+    width: Positive
+    growth: Annotated[int, Field(ge=1)]
+    stem: Annotated[int, Field(ge=1)]
+    bottleneck: bool
+    transition: Literal["conv", "pool"]
+    compression: Annotated[float, Field(gt=0, le=1)]
+
+
+class CondenseNet(_Section):
+    """model=condensenet50 ... condensenet182."""
+
+    name: Literal[
+        "condensenet50",
+        "condensenet74",
+        "condensenet86",
+        "condensenet98",
+        "condensenet110",
+        "condensenet122",
+        "condensenet182",
+    ]
+    width: Positive
+    groups: Annotated[int, Field(ge=1)]
+    condensation: Annotated[int, Field(ge=1)]
+    converted: bool
+
+
+class Library(_Section):
+    """model=torchvision, timm."""
+
+    library: Literal["torchvision", "timm"]
+    name: Text
+    weights: Text | None
+
+
 class Embedded(_Section):
     """dataset=digits, and what all data sets take."""
 
@@ -86,7 +150,7 @@ class Prune(_Section):
     ratio: Share
     absorb: Literal["none", "bias"]
     coupled: Literal["keep", "together"]
-    min_channels: Annotated[int, Field(ge=1)]
+    min_channels: Annotated[int, Field(ge=0)]
     min_share: Annotated[float, Field(ge=0, le=1)]
     max_share: Annotated[float, Field(gt=0, le=1)]
     round_to: Annotated[int, Field(ge=1)]
@@ -137,7 +201,7 @@ class Evaluation(_Format):
 
 SECTIONS: dict[str, list[type[_Section]]] = {
     "run": [RunSection],
-    "model": [Vgg],
+    "model": [Vgg, ResNet, PreResNet, ResNeXt, DenseNet, CondenseNet, Library],
     "dataset": [Embedded, FromFiles],
     "method": [NoMethod, Slimming],
     "prune": [Prune],
@@ -164,10 +228,17 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
         values = config.get(section)
         if not isinstance(values, Mapping):
             raise UserError(f"{section}={values}: must be a section with keys of its own")
-        kind = next((k for k in kinds if values.get("name") in _names(k)), kinds[-1])
+        kind = max(kinds, key=lambda kind: _likeness(kind, values))
         checked[section] = _check(kind, values, f"{section}.", list(kind.model_fields))
     _check_together(checked)
     return checked
+
+
+def _likeness(kind: type[_Section], values: Mapping[str, Any]) -> tuple[bool, bool, int]:
+    """Tell how well values fit a kind of section: networks of a library go by any name."""
+    fields = kind.model_fields.keys()
+    same_source = ("library" in fields) == ("library" in values)
+    return same_source, values.get("name") in _names(kind), len(fields & values.keys())
 
 
 def check_evaluate(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from chanprune import cli
 from chanprune.schema import check_format, validate
+
+if TYPE_CHECKING:
+    from chanprune.channels import ChannelGraph, Counts
+
+MOST_REASONS = 8
+ALIGN = ("left", "left", "right", "right", "right", "right", "right")
 
 
 def main() -> None:
@@ -18,36 +25,87 @@ def main() -> None:
 
 
 def summarize(composed: dict[str, Any]) -> None:
-    """Print the per-layer and total parameters and MACs of a model on a data set's images."""
+    """Print what a model has and does on a data set's images, and which channels may go."""
     form = check_format(composed.pop("format"))
     config = validate(composed)
-    import torch
-
     from chanprune import data
-    from chanprune.channels import count
-    from chanprune.models import architecture, build
+    from chanprune.channels import UnsupportedNetwork, count, trace
+    from chanprune.errors import UserError
+    from chanprune.models import architecture, build_skeleton
 
     info = data.describe(**config["dataset"])
-    with torch.device("meta"):
-        model = build(**architecture(config["model"], info.input_shape, len(info.class_names)))
+    model = build_skeleton(**architecture(config["model"], info.input_shape, len(info.class_names)))
+    try:
+        graph = trace(model, info.input_shape)
+    except UnsupportedNetwork as error:
+        raise UserError(str(error)) from error
     counts = count(model, info.input_shape)
     if form == "json":
-        layers = [asdict(layer) for layer in counts.layers]
-        print(json.dumps({"params": counts.params, "macs": counts.macs, "layers": layers}))
+        print(json.dumps(_as_json(counts, graph)))
         return
-    rows = [
-        [layer.name, layer.kind, layer.input, layer.output, f"{layer.params:,}", f"{layer.macs:,}"]
-        for layer in counts.layers
-    ]
-    rows.append(["total", "", "", "", f"{counts.params:,}", f"{counts.macs:,}"])
-    heads = ["layer", "kind", "in", "out", "params", "MACs"]
-    align = ("left", "left", "right", "right", "right", "right")
     shape = " x ".join(str(size) for size in info.input_shape)
     print(f"{config['model']['name']} on {config['dataset']['name']} ({shape})\n")
-    print(tabulate(rows, heads, tablefmt="simple", colalign=align, disable_numparse=True))
-    print(
-        "\nparams: weights, biases, batch-norm scales and shifts. MACs: multiply-accumulates of "
-        f"convolutions and linear layers for one image (FLOPs = 2 x MACs = {2 * counts.macs:,})."
+    print("\n".join(_lines(counts, graph, config["prune"]["coupled"])))
+
+
+def _as_json(counts: Counts, graph: ChannelGraph) -> dict[str, Any]:
+    assert counts.tally is not None
+    return {
+        "params": counts.params,
+        "macs": counts.macs,
+        "activations": counts.activations,
+        "peak_activation_bytes": counts.tally.peak_bytes,
+        "conventions": counts.conventions(),
+        "layers": [asdict(layer) for layer in counts.layers],
+        "groups": [asdict(group) for group in graph.groups.values()],
+    }
+
+
+def _lines(counts: Counts, graph: ChannelGraph, coupled: Any) -> list[str]:
+    from chanprune.channels import CONVENTIONS
+
+    assert counts.tally is not None
+    rows = [
+        [x.name, x.kind, x.input, x.output, f"{x.params:,}", f"{x.macs:,}", f"{x.activations:,}"]
+        for x in counts.layers
+    ]
+    totals = (counts.params, counts.macs, counts.activations)
+    rows.append(["total", "", "", "", *(f"{total:,}" for total in totals)])
+    heads = ["layer", "kind", "in", "out", "params", "MACs", "activations"]
+    table = tabulate(rows, heads, tablefmt="simple", colalign=ALIGN, disable_numparse=True)
+    operations = [
+        (name, f"{value:,}", CONVENTIONS[name]) for name, value in counts.conventions().items()
+    ]
+    named = tabulate(operations, tablefmt="plain", colalign=("left", "right", "left"))
+    return [
+        table,
+        "",
+        "params: weights, biases, batch-norm scales and shifts. activations: elements that",
+        "convolutions and linear layers put out. Held at once for one image, without parameters: "
+        f"{counts.tally.peak_bytes / 2**20:.2f} MiB.",
+        "",
+        "Operations for one image, as papers count them:",
+        *(f"  {line}" for line in named.splitlines()),
+        "",
+        *_channel_lines(graph, coupled),
+    ]
+
+
+def _channel_lines(graph: ChannelGraph, coupled: Any) -> list[str]:
+    """Say how many channels may go, and why the others stay."""
+    prunable = graph.prunable(coupled)
+    whole = [group for group in graph.groups.values() if group not in prunable]
+    reasons = Counter(group.fixed or "it is coupled by a sum (prune.coupled)" for group in whole)
+    size = sum(group.size for group in prunable)
+    lines = [f"Channels that may go: {size:,} in {len(prunable)} groups. Groups that stay whole:"]
+    examples = {group.fixed or "it is coupled by a sum (prune.coupled)": group for group in whole}
+    for reason, number in reasons.most_common(MOST_REASONS):
+        group = examples[reason]
+        others = f" and {number - 1} more" if number > 1 else ""
+        lines.append(f"  {group.name} ({group.size} channels){others}: {reason}")
+    left = len(reasons) - MOST_REASONS
+    return (
+        [*lines, f"  and {left} more reasons (format=json lists all groups)"] if left > 0 else lines
     )
 
 

@@ -142,6 +142,38 @@ class Shared(nn.Module):
         return self.head(x)
 
 
+class Gated(nn.Module):
+    """Squeeze and excitation: a sigmoid scales the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = conv_norm(3, 8)
+        self.gate = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.Sigmoid())
+        self.inner = conv_norm(8, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x * self.gate(x.mean((2, 3), keepdim=True))
+        return self.head(self.inner(x).mean((2, 3)))
+
+
+class Padded(nn.Module):
+    """A shortcut that takes every second pixel and appends channels of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_norm(3, 6)
+        self.inner = conv_norm(6, 8)
+        self.outer = nn.Sequential(nn.Conv2d(8, 10, 3, 2, padding=1), nn.BatchNorm2d(10))
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        shortcut = torch.nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 3))
+        return self.head(torch.relu(shortcut + self.outer(self.inner(x))).mean((2, 3)))
+
+
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "chain": Chain,
     "biased": Biased,
@@ -150,6 +182,8 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     "dense": Dense,
     "grouped": Grouped,
     "shared": Shared,
+    "gated": Gated,
+    "padded": Padded,
 }
 SMALL_SHAPE = (3, 16, 16)
 TORCHVISION: dict[str, Callable[[], nn.Module]] = {

@@ -35,7 +35,7 @@ def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
 
 MISTAKES = [
     ("method=slimmin", "method=slimmin: no such choice; choose from: none, slimming (did you mean"),
-    ("model=vgg99", "choose from: vgg11, vgg13, vgg16, vgg19 (did you mean"),
+    ("model=vgg99", "vgg11, vgg13, vgg16, vgg19 (did you mean vgg19?)"),
     ("experiment=slimming/vgg", "choose from: slimming/vgg19_cifar10"),
     ("train.epochz=3", "train.epochz: unknown key; known here: epochs, batch_size"),
     ("+train.foo=3", "train.foo: unknown key"),
@@ -48,7 +48,7 @@ MISTAKES = [
     ("prune.ratio=-0.1", "prune.ratio=-0.1: must be a number in [0, 1)"),
     ("seed=-1", "seed=-1: must be an integer in [0, 4294967296)"),
     ("seed=99999999999999999999", "must be an integer in [0, 4294967296)"),
-    ("model=null", "model=null: no such choice; choose from: vgg11"),
+    ("model=null", "model=null: no such choice; choose from: condensenet110"),
     ("method=", "method=: no such choice; choose from: none, slimming"),
     ("slimming", "slimming: must be KEY=VALUE"),
     ("--epochs 3", "unrecognized arguments: --epochs"),

@@ -27,9 +27,11 @@ def composed(*overrides: str):
 
 
 def test_there_are_as_many_choices_as_names():
-    assert len(CHOICES) == len(MODELS) + len(METHODS) + len(DATASETS) + 3
-    for group, names in (("model", MODELS), ("method", METHODS), ("dataset", DATASETS)):
-        assert {path.stem for path in CHOICES if path.parts[0] == group} == set(names)
+    stems = {g: {path.stem for path in CHOICES if path.parts[0] == g} for g in GROUPS}
+    assert stems["method"] == set(METHODS) and stems["dataset"] == set(DATASETS)
+    forms = {"densenet40_bottleneck", "densenet100_bottleneck", "densenet100_bc"}
+    assert stems["model"] == {*MODELS, *forms, "torchvision", "timm"} - {"densenet100"}
+    assert len(stems["experiment"]) == 3
 
 
 @pytest.mark.parametrize("path", CHOICES, ids=str)
@@ -38,10 +40,12 @@ def test_every_choice_composes_and_is_valid(path, tmp_path):
     overrides = [f"{path.parts[0]}={choice}"]
     if path.stem == "imagefolder":
         overrides.append(f"dataset.root={tmp_path}")
+    if path.stem in ("torchvision", "timm"):
+        overrides.append("model.name=resnet18")
     config = composed(*overrides)
     assert validate(config)["seed"] == 0
     if path.parts[0] != "experiment":
-        assert config[path.parts[0]]["name"] == path.stem
+        assert config[path.parts[0]]["name"] in (path.stem, path.stem.split("_")[0], "resnet18")
 
 
 def test_experiments_are_the_published_recipe():

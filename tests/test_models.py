@@ -1,4 +1,4 @@
-"""VGG: counts to the last digit (spec D.2), sizes, and what is refused."""
+"""The networks: counts to the last digit (spec D.2, B.4), sizes, and what is refused."""
 
 import pytest
 import torch
@@ -7,12 +7,17 @@ from torch import nn
 
 from chanprune.channels import Plan, compact, count, count_plan, trace
 from chanprune.errors import UserError
-from chanprune.models import MODELS, architecture, build
+from chanprune.models import MODELS, architecture, build, build_skeleton
 from chanprune.pipeline.model_file import Preprocessing, save_model
 
 FC512 = {"head": "fc512"}
 PRIORITIZED = {"head": "fc512", "head_norm": False, "conv_bias": True}
 BIASED = {"head": "fc512", "conv_bias": True}
+ZERO_PAD = {"shortcut": "zero_pad"}
+POOLED = {"shortcut": "zero_pad", "downsample": "pool"}
+BOTTLENECK = {"bottleneck": True, "transition": "pool"}
+BC = {"bottleneck": True, "compression": 0.5}
+CONVERTED = {"converted": True}
 # name, options, classes, params, macs, batch-norm scales
 PUBLISHED = [
     ("vgg16", {}, 10, 14_724_042, 313_201_664, 4_224),
@@ -22,6 +27,74 @@ PUBLISHED = [
     ("vgg16", PRIORITIZED, 100, 15_037_092, 313_509_888, 4_224),
     ("vgg19", {}, 10, 20_035_018, 398_136_320, 5_504),
     ("vgg19", {}, 100, 20_081_188, 398_182_400, 5_504),
+    ("resnet20", {}, 10, 269_722, 40_551_040, 688),
+    ("resnet56", {}, 10, 853_018, 125_485_696, 2_032),
+    ("resnet56", {}, 100, 858_868, 125_491_456, 2_032),
+    ("resnet110", {}, 10, 1_727_962, 252_887_680, 4_048),
+    ("resnet110", {}, 100, 1_733_812, 252_893_440, 4_048),
+    ("preresnet29", {}, 10, 312_218, 47_106_560, 2_032),
+    ("preresnet164", {}, 10, 1_703_258, 247_646_720, 12_112),
+    ("preresnet164", {}, 100, 1_726_388, 247_669_760, 12_112),
+    ("preresnet164", ZERO_PAD, 10, 1_661_274, 242_403_840, 12_112),
+    ("preresnet164", POOLED, 10, 1_661_274, 239_258_112, 12_112),
+    ("preresnet164", POOLED, 100, 1_684_404, 239_281_152, 12_112),
+    ("resnext29", {}, 10, 34_426_698, 5_387_266_048, 28_736),
+    ("resnext29", {"cardinality": 16}, 10, 68_155_210, 10_688_866_304, 50_240),
+    ("preresnext29", {}, 10, 33_751_370, 4_900_726_784, 26_944),
+    ("preresnext29", {}, 100, 33_843_620, 4_900_818_944, 26_944),
+    ("densenet40", {"stem": 16}, 10, 1_019_722, 264_812_928, 9_048),
+    ("densenet40", {"stem": 16}, 100, 1_060_132, 264_853_248, 9_048),
+    ("densenet40", {}, 10, 1_059_298, 282_917_328, 9_360),
+    ("densenet40", {}, 100, 1_100_428, 282_958_368, 9_360),
+    ("densenet40", BOTTLENECK, 10, 211_978, 71_334_240, 3_372),
+    ("densenet40", BOTTLENECK, 100, 233_668, 71_355_840, 3_372),
+    ("densenet40", {"bottleneck": True}, 10, 249_946, 87_996_768, 3_636),
+    ("densenet40", BC, 10, 176_122, 72_365_352, 2_544),
+    ("densenet100", BOTTLENECK, 10, 995_698, 286_439_280, 17_592),
+    ("densenet100", BOTTLENECK, 100, 1_049_788, 286_493_280, 17_592),
+    ("densenet100", BC, 10, 769_162, 287_929_692, 11_994),
+    ("densenet100", BC, 100, 800_032, 287_960_472, 11_994),
+    ("condensenet86", {}, 10, 1_451_594, 173_858_624, 15_976),
+    ("condensenet86", CONVERTED, 10, 516_202, 62_377_888, 15_976),
+    ("condensenet86", CONVERTED, 100, 552_292, 62_413_888, 15_976),
+    ("condensenet182", {}, 10, 13_792_906, 1_615_332_192, 94_524),
+    ("condensenet182", CONVERTED, 10, 4_209_226, 493_916_592, 94_524),
+    ("condensenet182", CONVERTED, 100, 4_323_796, 494_031_072, 94_524),
+    ("condensenet50", CONVERTED, 10, 214_186, 27_183_376, 6_256),
+    ("condensenet74", CONVERTED, 10, 402_026, 49_204_592, 12_256),
+    ("condensenet98", CONVERTED, 10, 643_882, 76_992_976, 20_176),
+    ("condensenet110", CONVERTED, 10, 785_066, 93_049_856, 24_856),
+    ("condensenet122", CONVERTED, 10, 939_754, 110_548_528, 30_016),
+]
+# Other images (spec B.4): name, options, classes, (channels, size), params, macs
+OTHER_IMAGES = [
+    ("densenet40", BOTTLENECK, 10, (1, 28), 211_546, 54_277_152),
+    ("densenet100", BOTTLENECK, 10, (1, 28), 995_266, 218_967_792),
+    ("preresnet164", POOLED, 10, (1, 28), 1_660_986, 182_956_800),
+    ("preresnext29", {}, 10, (1, 28), 33_750_218, 3_751_218_176),
+]
+# How papers count operations (spec D): name, options, convention, printed or recomputed value
+CONVENTIONS = [
+    ("condensenet86", CONVERTED, "condensenet", 65_812_394),
+    ("condensenet182", CONVERTED, "condensenet", 512_658_874),
+    ("vgg16", PRIORITIZED, "conv_flops", 626_393_088),
+    ("vgg19", {}, "flops", 796_272_640),
+]
+# In millions, to the digits that are printed: CondenseNet's README; Rethinking's counter
+ROUNDED = [
+    ("condensenet50", CONVERTED, "condensenet", "28.64"),
+    ("condensenet74", CONVERTED, "condensenet", "51.89"),
+    ("condensenet98", CONVERTED, "condensenet", "81.26"),
+    ("condensenet110", CONVERTED, "condensenet", "98.23"),
+    ("condensenet122", CONVERTED, "condensenet", "116.74"),
+    ("resnext29", {"cardinality": 16}, "condensenet", "10703.74"),
+    ("vgg19", {}, "rethinking", "797.31"),
+    ("densenet40", {"stem": 16}, "rethinking", "536.67"),
+]
+# Li et al. 2017: shares of the first filters of a stage's blocks that go, convolutions left alone
+LI = [
+    (56, (0.1, 0.1, 0.1), (16, 20, 38, 54), 773_336, 112_435_840, 1_935),
+    (56, (0.6, 0.3, 0.1), (16, 18, 20, 34, 38, 54), 735_712, 90_907_264, 1_843),
 ]
 # Li et al. 2017: half the filters of conv 1 and 8 to 13.
 HALVED = ["conv1_1", "conv4_1", "conv4_2", "conv4_3", "conv5_1", "conv5_2", "conv5_3"]
@@ -33,8 +106,7 @@ SHAPE = (3, 32, 32)
 
 
 def meta(name: str, classes: int = 10, **options) -> nn.Module:
-    with torch.device("meta"):
-        return build(name, num_classes=classes, in_channels=3, image_size=32, **options)
+    return build_skeleton(name=name, num_classes=classes, in_channels=3, image_size=32, **options)
 
 
 def num_scales(model: nn.Module) -> int:
@@ -75,19 +147,68 @@ def test_published_counts_of_vgg16_a(options, params, macs, scales, tmp_path):
     assert stored == params
 
 
+@pytest.mark.parametrize(("name", "options", "classes", "image", "params", "macs"), OTHER_IMAGES)
+def test_published_counts_on_other_images(name, options, classes, image, params, macs):
+    channels, size = image
+    model = build_skeleton(
+        name=name, num_classes=classes, in_channels=channels, image_size=size, **options
+    )
+    counts = count(model, (channels, size, size))
+    assert (counts.params, counts.macs) == (params, macs)
+
+
+@pytest.mark.parametrize(("name", "options", "convention", "value"), CONVENTIONS)
+def test_operations_by_the_papers_conventions(name, options, convention, value):
+    assert count(meta(name, **options), SHAPE).conventions()[convention] == value
+
+
+@pytest.mark.parametrize(("name", "options", "convention", "value"), ROUNDED)
+def test_operations_to_the_printed_digits(name, options, convention, value):
+    operations = count(meta(name, **options), SHAPE).conventions()[convention]
+    assert f"{operations / 1e6:.2f}" == value
+
+
+@pytest.mark.parametrize(("depth", "shares", "skipped", "params", "macs", "scales"), LI)
+def test_published_counts_of_pruned_resnets(depth, shares, skipped, params, macs, scales):
+    """Only the first convolution of a block loses filters; convolutions count from 1."""
+    model = meta(f"resnet{depth}")
+    graph = trace(model, SHAPE)
+    blocks = (depth - 2) // 6
+    kept = {}
+    for stage, share in enumerate(shares):
+        for block in range(blocks):
+            number = 2 * (stage * blocks + block) + 2
+            name = f"stages.{stage}.{block}.conv1"
+            if number not in skipped:
+                kept[name] = range(int(graph.groups[name].size * (1 - share)))
+    plan = Plan(kept)
+    assert count_plan(model, graph, plan) == count(
+        compact(model, graph, plan, check=False).model, SHAPE
+    )
+    small = compact(model, graph, plan, check=False).model
+    counts = count(small, SHAPE)
+    assert (counts.params, counts.macs, num_scales(small)) == (params, macs, scales)
+
+
+SIZES = ((16, 0.1, 1, 3), (33, 0.07, 4, 7), (64, 0.05, 3, 2))
+
+
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("head", ["linear", "fc512"])
-def test_any_size_width_and_number_of_channels(name, head):
-    for size, width, channels, classes in ((16, 0.1, 1, 3), (33, 0.07, 4, 7), (64, 0.05, 3, 2)):
-        model = build(
-            name,
-            num_classes=classes,
-            in_channels=channels,
-            image_size=size,
-            width=width,
-            head=head,
+def test_any_size_width_and_number_of_channels(name):
+    for size, width, channels, classes in SIZES:
+        model = build_skeleton(
+            name=name, num_classes=classes, in_channels=channels, image_size=size, width=width
         ).eval()
-        assert model(torch.randn(2, channels, size, size)).shape == (2, classes)
+        images = torch.empty(2, channels, size, size, device="meta")
+        assert model(images).shape == (2, classes)
+
+
+@pytest.mark.parametrize("size", [16, 33, 64])
+def test_vgg_with_a_hidden_layer_takes_any_size(size):
+    model = build(
+        "vgg11", num_classes=4, in_channels=1, image_size=size, width=0.05, head="fc512"
+    ).eval()
+    assert model(torch.randn(2, 1, size, size)).shape == (2, 4)
 
 
 def test_layers_are_named_as_in_the_papers():
@@ -110,6 +231,8 @@ def test_initialisation_is_the_papers():
     assert model.classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
 
 
-def test_small_images_are_refused():
-    with pytest.raises(UserError, match="16 x 16 pixels or more, not 15 x 15"):
-        build("vgg16", num_classes=10, in_channels=3, image_size=15)
+@pytest.mark.parametrize("name", MODELS)
+def test_small_images_are_refused(name):
+    smallest = 16 if name.startswith("vgg") else 8
+    with pytest.raises(UserError, match=f"{smallest} x {smallest} pixels or more"):
+        build(name, num_classes=10, in_channels=3, image_size=smallest - 1)

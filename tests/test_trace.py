@@ -70,6 +70,21 @@ def test_grouped_convolutions_divide_and_depthwise_ones_join():
     assert doubled.tolist() == [joined.start + c for c in range(18) for _ in range(2)]
 
 
+def test_a_gate_goes_with_what_it_scales_and_does_not_couple_it():
+    graph = graph_of("gated")
+    group = graph.groups["first.0"]
+    assert (group.producers, group.gates, group.fixed) == (("first.0",), ("gate.2",), None)
+    assert ("gate.2.weight", 0) in graph.group_axes("first.0")
+    assert [g.name for g in graph.prunable("keep")] == ["first.0", "gate.0", "inner.0"]
+
+
+def test_zero_padding_appends_channels_that_stay():
+    graph = graph_of("padded")
+    assert graph.groups["stem.0"].producers == ("stem.0", "outer.0")
+    assert "zeros" in graph.groups["stem.0"].fixed
+    assert [g.name for g in graph.prunable()] == ["inner.0"]
+
+
 def test_a_layer_called_twice_couples_its_input_and_output():
     graph = graph_of("shared")
     assert graph.groups["first.0"].producers == ("first.0", "twice")
@@ -109,20 +124,17 @@ class Unfolding(nn.Module):
         return self.patches(self.first(x))
 
 
-class Gated(nn.Module):
-    """A sigmoid gate: zero channels would not stay zero."""
+class Squashed(nn.Module):
+    """A sigmoid that no product follows: zero channels would not stay zero."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = conv_norm(3, 8)
-        self.gate = nn.Conv2d(8, 8, 1)
         self.inner = conv_norm(8, 6)
         self.head = nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
-        return self.head(self.inner(x).mean((2, 3)))
+        return self.head(self.inner(torch.sigmoid(self.first(x))).mean((2, 3)))
 
 
 class HardCoded(nn.Module):
@@ -176,7 +188,7 @@ def test_images_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     ("network", "whole"),
     [
-        (Gated, {"first.0": "sigmoid"}),
+        (Squashed, {"first.0": "sigmoid is not zero where its input is"}),
         (HardCoded, {"second.0": "written into the code"}),
         (Tied, {"first.0": "shares its weights", "left": "shares its weights"}),
     ],

@@ -8,15 +8,16 @@ that slices tensors.
 from chanprune.channels.absorb import Absorption
 from chanprune.channels.batchnorm import recalibrate
 from chanprune.channels.compact import Compaction, CompactionError, compact, masked
-from chanprune.channels.counting import Counts, LayerCount, count, count_plan
+from chanprune.channels.counting import CONVENTIONS, Counts, LayerCount, count, count_plan
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
 from chanprune.channels.plan import Plan
-from chanprune.channels.scores import scale_scores
+from chanprune.channels.scores import filter_scores, scale_scores
 from chanprune.channels.selection import Selection, select_global
 from chanprune.channels.slicing import gather, scatter
 from chanprune.channels.trace import UnsupportedNetwork, trace
 
 __all__ = [
+    "CONVENTIONS",
     "Absorption",
     "ChannelGraph",
     "ChannelGroup",
@@ -30,6 +31,7 @@ __all__ = [
     "compact",
     "count",
     "count_plan",
+    "filter_scores",
     "gather",
     "masked",
     "recalibrate",

@@ -1,11 +1,12 @@
 """Keep the constants that dropped channels leave behind.
 
 A dropped channel with a batch-norm scale near zero does not emit zero but ReLU of its shift. What
-the next layer makes of that constant is added to that layer's bias, or taken from the running mean
-of the batch norm behind it. For a linear layer and an unpadded convolution this is exact where the
-scale is zero. A padded convolution sees the constant at fewer taps near the border; of all
-constants its mean over the output positions errs least (in the sense of squares), and equals the
-plain sum of taps where nothing is padded.
+the next layer makes of that constant is added to that layer's bias; where it has none, it travels
+on to the batch norms that read the sum or concatenation it becomes part of, and is taken from their
+running means. For a linear layer and an unpadded convolution this is exact where the scale is zero.
+A padded convolution sees the constant at fewer taps near the border; of all constants its mean over
+the output positions errs least (in the sense of squares), and equals the plain sum of taps where
+nothing is padded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from chanprune.channels import operations as ops
-from chanprune.channels.graph import ChannelGraph, Layer
+from chanprune.channels.graph import ChannelGraph, ChannelNumbers, Layer
 from chanprune.channels.plan import Plan
 
 
@@ -32,7 +33,7 @@ class Absorption:
         exact: The network computes what it would with the dropped channels at work.
         border_error: Largest difference between the absorbed constant and what the consumers really
             got from the constant channels, over their output positions; the whole contribution
-            where a consumer has neither a bias nor a batch norm behind it.
+            where it has to be dropped (no bias, and not on the way to a batch norm).
         spread: Largest standard deviation of a dropped channel's activation, for batch-norm inputs
             that are normally distributed; 0 where the scales are zero.
     """
@@ -46,11 +47,11 @@ class Absorption:
 def absorb_constants(
     model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan
 ) -> dict[str, Absorption]:
-    """Add what the dropped channels' constants contribute to the consumers in `small`.
+    """Add what the dropped channels' constants contribute to the layers behind them in `small`.
 
     Args:
         model: The network before compaction.
-        small: The compact network, whose biases or running means are changed.
+        small: The compact network, whose biases and running means are changed.
         graph: Graph of `model`.
         plan: What was kept.
 
@@ -58,43 +59,25 @@ def absorb_constants(
         Group name -> what became of its constants, for every group that lost channels.
     """
     keep = torch.from_numpy(graph.kept_mask(plan))
-    constants = _Constants(model, graph, keep)
+    constants = _Constants(model, small, graph, keep)
     constants.run_on_zeros()
-    errors = {
-        name: _add_to_consumer(small, graph.layers[name], seen, keep)
-        for name, seen in constants.contributions.items()
-    }
     absorbed = {}
     for group in graph.groups.values():
         numbers = torch.arange(group.start, group.start + group.size)
         lost = numbers[~keep[numbers]]
         if len(lost):
             border = max(
-                (e for name, e in errors.items() if _reads(graph.layers[name], lost)), default=0.0
+                (e for name, e in constants.errors.items() if _reads(graph.layers[name], lost)),
+                default=0.0,
             )
             spread = max((constants.spread.get(n, 0.0) for n in lost.tolist()), default=0.0)
-            absorbed[group.name] = Absorption(border <= 1e-6 and spread == 0, border, spread)
+            exact = border <= 1e-6 and spread == 0 and not group.gates
+            absorbed[group.name] = Absorption(exact, border, spread)
     return absorbed
 
 
 def _reads(layer: Layer, numbers: Tensor) -> bool:
     return bool(torch.isin(torch.from_numpy(layer.inputs), numbers).any())
-
-
-def _add_to_consumer(small: nn.Module, layer: Layer, seen: Tensor, keep: Tensor) -> float:
-    """Add the mean of `seen` (1, C_out, ...) to the consumer; return the largest error left."""
-    kept = seen[0, keep[torch.from_numpy(layer.outputs)].to(seen.device)]
-    kept = kept.reshape(len(kept), -1)
-    constant = kept.mean(dim=1)
-    module = small.get_submodule(layer.name)
-    norm = small.get_submodule(layer.normalised_by) if layer.normalised_by else None
-    if isinstance(module.bias, Tensor):
-        module.bias += constant
-    elif norm is not None and isinstance(norm.running_mean, Tensor):
-        norm.running_mean -= constant
-    else:
-        constant = torch.zeros_like(constant)
-    return (kept - constant[:, None]).abs().max().item()
 
 
 def rectified_normal(shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,18 +95,23 @@ def rectified_normal(shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Constants(fx.Interpreter):
-    """Run the network on what the dropped channels emit, with zeros everywhere else.
+    """Compute what the compact network lacks, tensor by tensor, and add it where that is possible.
+
+    The tensors have the original shapes: on a dropped channel stands the constant that it emits, on
+    a kept one what its value in the compact network falls short of.
 
     Attributes:
-        contributions: Consumer -> (1, C_out, ...) what it makes of the constants, without its bias.
+        errors: Consumer -> largest difference to the contribution of the constants that it reads.
         spread: Channel number -> standard deviation of its activation.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, keep: Tensor):
+    def __init__(self, model: nn.Module, small: nn.Module, graph: ChannelGraph, keep: Tensor):
         super().__init__(fx.GraphModule(model, graph.calls), garbage_collect_values=True)
-        self.channel_graph = graph
+        self.small = small
+        self.layers = graph.layers
+        self.input_shape = graph.input_shape
         self.keep = keep
-        self.contributions: dict[str, Tensor] = {}
+        self.errors: dict[str, float] = {}
         self.spread: dict[int, float] = {}
 
     def run_on_zeros(self) -> None:
@@ -131,45 +119,136 @@ class _Constants(fx.Interpreter):
         was_training = self.module.training
         self.module.eval()
         parameter = next(self.module.parameters())
-        shape = (1, *self.channel_graph.input_shape)
+        shape = (1, *self.input_shape)
         self.run(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
         self.module.train(was_training)
 
     def run_node(self, n: fx.Node) -> Any:
-        """Remember the node: what a batch norm emits depends on who reads it."""
+        """Remember the node: what becomes of an output depends on who reads it."""
         self.node = n
         return super().run_node(n)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Replace what layers emit: nothing but the constants of dropped channels."""
-        layer = self.channel_graph.layers.get(str(target))
+        """Replace what layers emit by what the compact network lacks of it."""
+        layer = self.layers.get(str(target))
         if layer is None:
             return super().call_module(target, args, dict(kwargs))
         module = self.fetch_attr(str(target))
+        if layer.kind == "constant":
+            return torch.zeros_like(module())
         if layer.kind == "norm":
-            return self._constants_of(module, layer, args[0])
-        seen = _without_bias(module, args[0])
-        if seen.any():
-            self.contributions[layer.name] = self.contributions.get(layer.name, 0) + seen
-        return torch.zeros_like(seen)
+            return self._behind_norm(module, layer, args[0])
+        return self._behind_consumer(module, layer, args[0])
 
-    def _constants_of(self, module: nn.Module, layer: Layer, inputs: Tensor) -> Tensor:
-        dropped = ~self.keep[torch.from_numpy(layer.outputs)].to(inputs.device)
-        shape = (1, len(dropped), *inputs.shape[2:])
-        emitted = torch.zeros(shape, dtype=inputs.dtype, device=inputs.device)
-        if not dropped.any():
-            return emitted
-        assert isinstance(module.weight, Tensor)
-        assert isinstance(module.bias, Tensor)
-        shift, scale = module.bias[dropped], module.weight[dropped]
-        mean, spread = (
-            rectified_normal(shift, scale) if self._feeds_relu() else (shift, scale.abs())
+    def _behind_consumer(self, module: nn.Module, layer: Layer, lacking: Tensor) -> Tensor:
+        """Absorb what a convolution or linear layer makes of the constants, or pass it on."""
+        whole: Tensor = module(lacking)
+        bias = _per_channel(module.bias, whole) if isinstance(module.bias, Tensor) else None
+        seen = whole if bias is None else whole - bias
+        kept = self._kept(layer.outputs).to(seen.device)
+        result = torch.zeros_like(seen)
+        if not self._kept(layer.inputs).any():
+            result[:, ~kept] = whole[:, ~kept]
+        if not seen.any() or not kept.any():
+            return result
+        constant = _positions(seen[0, kept]).mean(1, keepdim=True)
+        own = self._parameters_left(layer.name).get("bias")
+        if own is not None:
+            own += constant[:, 0]
+        elif self._reaches_layers_linearly():
+            result[:, kept] = seen[:, kept]
+        else:
+            constant = torch.zeros_like(constant)
+        error = (_positions(seen[0, kept]) - constant).abs().max().item()
+        self.errors[layer.name] = max(error, self.errors.get(layer.name, 0.0))
+        return result
+
+    def _behind_norm(self, module: nn.Module, layer: Layer, lacking: Tensor) -> Tensor:
+        """Take what the kept inputs lack from the running mean; emit the dropped channels."""
+        kept = self._kept(layer.outputs).to(lacking.device)
+        if layer.index is not None:
+            lacking = lacking[:, torch.from_numpy(layer.index).to(lacking.device)]
+        missing = _positions(lacking[0, kept]).mean(1)
+        if missing.any():
+            left = self._parameters_left(layer.name)
+            if "running_mean" in left:
+                left["running_mean"] -= missing
+            else:
+                left["bias"] += missing * _slope(module)[kept]
+        result = torch.zeros_like(lacking)
+        if not kept.all():
+            result[:, ~kept] = self._emitted(module, layer, lacking)[:, ~kept]
+        return result
+
+    def _emitted(self, module: nn.Module, layer: Layer, lacking: Tensor) -> Tensor:
+        """Return what the batch norm's dropped channels emit; the others hold nothing of use."""
+        shift, scale = module.bias, module.weight
+        assert isinstance(shift, Tensor)
+        assert isinstance(scale, Tensor)
+        inner = getattr(module, "act", nn.Identity())
+        if isinstance(inner, nn.ReLU) or self._feeds_relu():
+            mean, spread = rectified_normal(shift, scale)
+        else:
+            mean, spread = inner(shift), scale.abs()
+        mean = _per_channel(mean.to(lacking.dtype), lacking).expand_as(lacking)
+        starved = self._is_starved(layer).to(lacking.device)
+        if starved.any():
+            running_mean = module.running_mean
+            assert isinstance(running_mean, Tensor)
+            known = inner(
+                (lacking - _per_channel(running_mean, lacking))
+                * _per_channel(_slope(module), lacking)
+                + _per_channel(shift, lacking)
+            )
+            mean = torch.where(_per_channel(starved, lacking), known, mean)
+            spread = spread.masked_fill(starved, 0)
+        for number, value in zip(layer.outputs.tolist(), spread.tolist(), strict=True):
+            if not self.keep[number]:
+                self.spread[number] = value
+        return mean
+
+    def _is_starved(self, layer: Layer) -> Tensor:
+        """Tell of each output (C_out,) whether the input is nothing but a known constant."""
+        if layer.index is not None:
+            return ~self._kept(layer.inputs[layer.index])
+        producer = self.layers.get(str(self.node.all_input_nodes[0].target))
+        dead = (
+            producer is not None
+            and not producer.passes_on
+            and not self._kept(producer.inputs).any()
         )
-        numbers = layer.outputs[dropped.cpu().numpy()]
-        self.spread.update(zip(numbers.tolist(), spread.tolist(), strict=True))
-        rank = [1] * (emitted.dim() - 2)
-        emitted[:, dropped] = mean.to(emitted.dtype).view(1, -1, *rank)
-        return emitted
+        return torch.full((len(layer.outputs),), dead)
+
+    def _kept(self, numbers: ChannelNumbers) -> Tensor:
+        return self.keep[torch.from_numpy(numbers)]
+
+    def _parameters_left(self, name: str) -> dict[str, Tensor]:
+        """Return the compact network's tensors of a layer; none if it is gone."""
+        try:
+            module = self.small.get_submodule(name)
+        except AttributeError:
+            return {}
+        return dict([*module.named_parameters(), *module.named_buffers()])
+
+    def _reaches_layers_linearly(self) -> bool:
+        """Tell whether sums, concatenations and poolings alone lie before the next layers."""
+        seen, frontier = set(), [self.node]
+        while frontier:
+            for user in frontier.pop().users:
+                if user in seen:
+                    continue
+                seen.add(user)
+                if user.op == "call_module" and str(user.target) in self.layers:
+                    continue
+                is_linear = (
+                    isinstance(self.fetch_attr(str(user.target)), ops.LINEAR_MODULES)
+                    if user.op == "call_module"
+                    else user.target in ops.LINEAR_CALLS
+                )
+                if not is_linear:
+                    return False
+                frontier.append(user)
+        return True
 
     def _feeds_relu(self) -> bool:
         return all(self._is_relu(user) for user in self.node.users)
@@ -180,9 +259,19 @@ class _Constants(fx.Interpreter):
         return node.target in ("relu", "relu_", torch.relu, F.relu, F.relu_)
 
 
-def _without_bias(module: nn.Module, inputs: Tensor) -> Tensor:
-    if isinstance(module, nn.Linear):
-        return F.linear(inputs, module.weight)
-    assert isinstance(module, ops.CONVOLUTIONS)
-    output: Tensor = module._conv_forward(inputs, module.weight, None)
-    return output
+def _slope(norm: nn.Module) -> Tensor:
+    """Return (C,) what a batch norm multiplies its input with in eval mode."""
+    assert isinstance(norm, ops.BATCH_NORMS)
+    assert norm.running_var is not None
+    slope: Tensor = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return slope
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """View (C,) so that it broadcasts over (N, C, ...)."""
+    return values.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def _positions(values: Tensor) -> Tensor:
+    """View (C, ...) as (C, positions)."""
+    return values.flatten(1) if values.dim() > 1 else values[:, None]

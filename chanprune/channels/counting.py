@@ -1,8 +1,9 @@
-"""Counting: parameters and multiply-accumulates, by layer and in all.
+"""Counting: parameters, multiply-accumulates and activations, by layer and in all.
 
 `params` are weights, biases, batch-norm scales and shifts; buffers never count. `macs` are the
 multiply-accumulates of convolutions and linear layers for one image: batch norm, activations,
-pooling and gathers count 0. Papers that print "FLOPs" often mean 2 x MACs.
+pooling and gathers count 0. `activations` are the elements that convolutions and linear layers put
+out. What papers print as "FLOPs" differs by factors of up to six: `CONVENTIONS` names their ways.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
+from chanprune.channels.emptied import Constant
 from chanprune.channels.graph import ChannelGraph, Layer
 from chanprune.channels.plan import Plan
+from chanprune.channels.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,20 @@ class LayerCount:
     output: int
     params: int
     macs: int
+    activations: int
 
 
 @dataclass(frozen=True)
 class Counts:
-    """All layers that have parameters, in the order in which they are defined."""
+    """What a network has and does.
+
+    Attributes:
+        layers: All layers that have parameters, in the order in which they are defined.
+        tally: What a forward pass of one image does besides; None of a plan.
+    """
 
     layers: list[LayerCount]
+    tally: Tally | None = field(default=None, compare=False, repr=False)
 
     @property
     def params(self) -> int:
@@ -49,6 +59,49 @@ class Counts:
         """Multiply-accumulates of convolutions and linear layers, one image."""
         return sum(layer.macs for layer in self.layers)
 
+    @property
+    def activations(self) -> int:
+        """Elements that convolutions and linear layers put out, one image."""
+        return sum(layer.activations for layer in self.layers)
+
+    def macs_of(self, kind: str) -> int:
+        """Multiply-accumulates of one kind of layer, "conv" or "linear"."""
+        return sum(layer.macs for layer in self.layers if layer.kind == kind)
+
+    def conventions(self) -> dict[str, int]:
+        """Return the operations of one image by each of `CONVENTIONS`.
+
+        Raises:
+            ValueError: These are the counts of a plan, which runs no image.
+        """
+        if self.tally is None:
+            raise ValueError("the counts of a plan know no operations but macs")
+        passed, bias = self.tally, self.tally.bias_adds
+        return {
+            "macs": self.macs,
+            "flops": 2 * self.macs,
+            "conv_flops": 2 * self.macs_of("conv"),
+            "condensenet": self.macs + passed.activated + passed.averaged + bias["linear"],
+            "rethinking": 2 * (self.macs + passed.normalised)
+            + sum(bias.values())
+            + passed.activated
+            + passed.averaged
+            + passed.maximised,
+            "slimming_imagenet": 6 * self.macs,
+        }
+
+
+CONVENTIONS = {
+    "macs": "multiply-accumulates of convolutions and linear layers (Li et al.)",
+    "flops": "2 x macs (Network Slimming on CIFAR and SVHN)",
+    "conv_flops": "2 x macs of convolutions alone (channel-prioritized CNNs)",
+    "condensenet": "macs + ReLU inputs + average-pool windows + biases of linear layers "
+    "(CondenseNet, selective convolution)",
+    "rethinking": "2 x macs + biases + 2 x batch-norm elements + ReLU inputs + pool windows "
+    "(Rethinking the Value of Network Pruning)",
+    "slimming_imagenet": "6 x macs (Network Slimming, table 2)",
+}
+
 
 def count(model: nn.Module, input_shape: Sequence[int]) -> Counts:
     """Count a network as it is built.
@@ -58,19 +111,24 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Counts:
         input_shape: (C, H, W) of one image.
     """
     shapes = copy.deepcopy(model).to("meta").eval()
-    macs: dict[str, int] = {}
+    outputs: dict[str, int] = {}
+    tally = Tally()
     for name, module in shapes.named_modules():
         if isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)):
-            module.register_forward_hook(partial(_add_macs, macs, name))
-    with torch.no_grad():
-        shapes(torch.empty((1, *input_shape), device="meta", dtype=_dtype(shapes)))
+            module.register_forward_hook(partial(_note_output, outputs, tally, name))
+    images = torch.empty((1, *input_shape), device="meta", dtype=_dtype(shapes))
+    with torch.no_grad(), tally:
+        tally.hold(images)
+        shapes(images)
     layers = []
     for name, module in shapes.named_modules():
         params = sum(p.numel() for p in module.parameters(recurse=False))
         if params:
-            kind, inputs, outputs = _describe(module)
-            layers.append(LayerCount(name, kind, inputs, outputs, params, macs.get(name, 0)))
-    return Counts(layers)
+            kind, width_in, width_out = _describe(module)
+            elements = outputs.get(name, 0)
+            macs = elements * module.weight[0].numel() if elements else 0
+            layers.append(LayerCount(name, kind, width_in, width_out, params, macs, elements))
+    return Counts(layers, tally)
 
 
 def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
@@ -81,40 +139,48 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
         graph: Its channel graph.
         plan: What is kept.
     """
-    keep = graph.kept_mask(plan)
+    after = graph.after(plan)
     layers = []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if not own:
             continue
         kind, inputs, outputs = _describe(module)
-        params, macs = sum(p.numel() for p in own.values()), 0
-        if name in graph.layers:
-            layer = graph.layers[name]
-            outputs = int(keep[layer.outputs].sum())
-            inputs = outputs if layer.kind == "norm" else int(keep[layer.inputs].sum())
-            sizes = {
-                key: _numel(tensor, key, layer, inputs, outputs) for key, tensor in own.items()
-            }
+        params, macs, elements = sum(p.numel() for p in own.values()), 0, 0
+        layer = after.layers.get(name)
+        if layer is not None:
+            own = {key: own[key] for key in layer.parameters if key in own}
+            sizes = {key: _numel(tensor, key, layer) for key, tensor in own.items()}
+            outputs = len(layer.outputs)
+            inputs = outputs if layer.kind == "norm" else len(layer.inputs)
+            kind = "constant" if layer.kind == "constant" else kind
             params = sum(sizes.values())
-            macs = layer.positions * sizes["weight"] if layer.kind != "norm" else 0
-        layers.append(LayerCount(name, kind, inputs, outputs, params, macs))
+            if layer.kind in ("conv", "linear"):
+                macs, elements = layer.positions * sizes["weight"], layer.positions * outputs
+        elif name in graph.layers:
+            continue
+        layers.append(LayerCount(name, kind, inputs, outputs, params, macs, elements))
     return Counts(layers)
 
 
-def _numel(tensor: Tensor, key: str, layer: Layer, inputs: int, outputs: int) -> int:
-    if key != "weight" or layer.kind == "norm":
-        return outputs
-    columns = 1 if layer.depthwise else inputs // layer.blocks
-    return outputs * columns * math.prod(tensor.shape[2:])
+def _numel(tensor: Tensor, key: str, layer: Layer) -> int:
+    if key != "weight" or layer.kind in ("norm", "constant"):
+        return len(layer.outputs)
+    columns = 1 if layer.depthwise else len(layer.inputs) // layer.blocks
+    return len(layer.outputs) * columns * math.prod(tensor.shape[2:])
 
 
-def _add_macs(
-    macs: dict[str, int], name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+def _note_output(
+    outputs: dict[str, int],
+    tally: Tally,
+    name: str,
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
 ) -> None:
-    assert isinstance(module.weight, Tensor)
-    positions = output.numel() // module.weight.shape[0]
-    macs[name] = macs.get(name, 0) + positions * module.weight.numel()
+    outputs[name] = outputs.get(name, 0) + output.numel()
+    if module.bias is not None:
+        tally.bias_adds["linear" if isinstance(module, nn.Linear) else "conv"] += output.numel()
 
 
 def _describe(module: nn.Module) -> tuple[str, int, int]:
@@ -124,6 +190,8 @@ def _describe(module: nn.Module) -> tuple[str, int, int]:
         return "linear", module.in_features, module.out_features
     if isinstance(module, ops.BATCH_NORMS):
         return "batch_norm", module.num_features, module.num_features
+    if isinstance(module, Constant):
+        return "constant", 0, len(module.bias)
     return type(module).__name__, 0, 0
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Gathered(nn.Module):
-    """A layer that reads only some channels of its input."""
+    """Stands before a batch norm among the base classes: picks channels, then normalises them."""
 
     index: Tensor
 
@@ -21,18 +21,28 @@ class Gathered(nn.Module):
         """Read only the channels `index` (C_kept,) of the stream."""
         self.register_buffer("index", index, persistent=False)
 
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Map (N, C, ...) to (N, C_kept, ...)."""
+        normalised: Tensor = super().forward(torch.index_select(input, 1, self.index))
+        return normalised
 
-class GatheredBatchNorm1d(nn.BatchNorm1d, Gathered):
+
+class GatheredBatchNorm1d(Gathered, nn.BatchNorm1d):
     """Batch norm of some features of its input, (N, C) -> (N, C_kept)."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Gather, then normalise."""
-        return super().forward(torch.index_select(input, 1, self.index))
 
-
-class GatheredBatchNorm2d(nn.BatchNorm2d, Gathered):
+class GatheredBatchNorm2d(Gathered, nn.BatchNorm2d):
     """Batch norm of some channels of its input, (N, C, H, W) -> (N, C_kept, H, W)."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Gather, then normalise."""
-        return super().forward(torch.index_select(input, 1, self.index))
+
+_TYPES: dict[type[nn.Module], type[Gathered]] = {
+    nn.BatchNorm1d: GatheredBatchNorm1d,
+    nn.BatchNorm2d: GatheredBatchNorm2d,
+}
+
+
+def gathered_type(kind: type[nn.Module]) -> type[Gathered]:
+    """Return the class that gathers and is a `kind` (a batch norm, or a library's form of it)."""
+    if kind not in _TYPES:
+        _TYPES[kind] = type(f"Gathered{kind.__name__}", (Gathered, kind), {})
+    return _TYPES[kind]

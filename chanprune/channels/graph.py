@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
+from chanprune.channels.emptied import remaining_calls, what_remains
 from chanprune.channels.plan import Plan
 
 ChannelNumbers = npt.NDArray[np.int64]
@@ -31,21 +32,26 @@ class ChannelGroup:
         size: Number of channels.
         producers: Convolutions and linear layers whose filters are the channels; empty for a
             gather.
+        gates: Convolutions and linear layers that scale the channels (squeeze and excitation).
         norms: Batch norms whose scales belong to the channels.
         gathered: The channels are read from a shared stream, which stays whole.
         blocks: A grouped convolution splits the group into this many equal blocks, each of which
             must keep equally many channels.
         fixed: Why the group must stay whole; None if it may be pruned.
+        is_stream: It is fixed only because batch norms gather from it, so that it may lose what
+            nothing writes any more.
     """
 
     name: str
     start: int
     size: int
     producers: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
     gathered: bool = False
     blocks: int = 1
     fixed: str | None = None
+    is_stream: bool = False
 
     @property
     def coupled(self) -> bool:
@@ -75,34 +81,50 @@ class Layer:
 
     Attributes:
         name: Module name.
-        kind: What it is.
+        kind: What it is; a "constant" is what a layer became that has nothing left to read.
         inputs: (C_in,) channel numbers; for a linear layer after a flatten they repeat.
         outputs: (C_out,) channel numbers.
+        index: (C_out,) positions in `inputs` that a batch norm behind a gather reads, else None.
         blocks: Groups of a grouped convolution; a depthwise convolution has 1 and `depthwise`.
         depthwise: Every group has one input.
         positions: Output positions of one image (height x width; 1 for a linear layer), summed over
             the layer's calls.
         parameters: Names of its tensors that run over channels, without the layer's own name.
         normalised_by: Batch norm that alone reads the output, where there is one.
+        made_of: Of a constant: the layers whose output for no input it is.
     """
 
     name: str
-    kind: Literal["conv", "linear", "norm"]
+    kind: Literal["conv", "linear", "norm", "constant"]
     inputs: ChannelNumbers
     outputs: ChannelNumbers
+    index: ChannelNumbers | None = None
     blocks: int = 1
     depthwise: bool = False
     positions: int = 0
     parameters: tuple[str, ...] = ()
     normalised_by: str | None = None
+    made_of: tuple[str, ...] = ()
+
+    @property
+    def passes_on(self) -> bool:
+        """Its outputs are its inputs, one by one: batch norm in place, depthwise convolution."""
+        return self.depthwise or (self.kind == "norm" and self.index is None)
 
     def axes(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
         """Yield tensor name -> the axes that run over channels, for each tensor of the layer."""
         rows = Axis(0, self.outputs)
         for parameter in self.parameters:
-            has_columns = parameter == "weight" and self.kind != "norm" and not self.depthwise
+            is_matrix = self.kind in ("conv", "linear") and not self.depthwise
+            has_columns = parameter == "weight" and is_matrix
             columns = (Axis(1, self.inputs, self.blocks),) if has_columns else ()
             yield f"{self.name}.{parameter}", (rows, *columns)
+
+
+def constant_layer(name: str, outputs: ChannelNumbers, made_of: tuple[str, ...]) -> Layer:
+    """Describe the constant that the layers `made_of` became."""
+    nothing = np.empty(0, dtype=np.int64)
+    return Layer(name, "constant", nothing, outputs, parameters=("bias",), made_of=made_of)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,12 +163,6 @@ class ChannelGraph:
             if np.isin(axis.channels, numbers).any()
         ]
 
-    def is_gathered(self, layer: Layer) -> bool:
-        """Tell whether a batch norm reads a shared stream, of which it can gather a part."""
-        return layer.kind == "norm" and any(
-            group.gathered and layer.name in group.norms for group in self.groups.values()
-        )
-
     def prunable(self, coupled: Literal["keep", "together"] = "keep") -> list[ChannelGroup]:
         """List the groups that may lose channels.
 
@@ -156,11 +172,22 @@ class ChannelGraph:
         return [
             group
             for group in self.groups.values()
-            if group.fixed is None and (coupled == "together" or not group.coupled)
+            if group.size and group.fixed is None and (coupled == "together" or not group.coupled)
         ]
 
+    def may_be_emptied(self, name: str) -> bool:
+        """Tell whether the network still works when a group loses all its channels."""
+        try:
+            self.after(Plan({name: ()}))
+        except ValueError:
+            return False
+        return True
+
     def kept_mask(self, plan: Plan) -> npt.NDArray[np.bool_]:
-        """Return (num_channels,) True where the plan keeps the channel.
+        """Return (num_channels,) True where the channel stays.
+
+        Where a plan keeps no channel of a group, what only this group fed goes as well: the rest of
+        a residual branch, the channels that a dense layer appends.
 
         Raises:
             ValueError: The plan names a group that the graph lacks, prunes a fixed one, keeps a
@@ -174,38 +201,94 @@ class ChannelGraph:
                 raise ValueError(f"the plan names the channel group {name!r}; known: {known}")
             group = self.groups[name]
             _check_kept(group, kept)
-            mask[group.start : group.start + group.size] = False
-            mask[group.start + np.asarray(kept)] = True
+            if not group.is_stream:
+                mask[group.start : group.start + group.size] = False
+                mask[group.start + np.asarray(kept, dtype=np.int64)] = True
+        if self._emptied(plan):
+            mask = what_remains(self.layers.values(), mask, self._channels_that_stay())
+        for name, kept in plan.kept.items():
+            group = self.groups[name]
+            left = np.flatnonzero(mask[group.start : group.start + group.size])
+            if group.is_stream and left.tolist() != list(kept):
+                raise ValueError(f"the channel group {name!r} must stay whole: {group.fixed}")
         return mask
 
+    def complete(self, plan: Plan) -> Plan:
+        """Return the plan with everything that it implies (see `kept_mask`); raises alike."""
+        mask = self.kept_mask(plan)
+        kept = {}
+        for name, group in self.groups.items():
+            left = np.flatnonzero(mask[group.start : group.start + group.size])
+            if name in plan.kept or len(left) < group.size:
+                kept[name] = left.tolist()
+        return Plan(kept)
+
     def after(self, plan: Plan) -> ChannelGraph:
-        """Return the graph of the network that `plan` leaves."""
+        """Return the graph of the network that `plan` leaves.
+
+        Raises:
+            ValueError: As `kept_mask` does; or the plan cuts the network in two.
+        """
         keep = self.kept_mask(plan)
+        try:
+            calls, constants = remaining_calls(self.calls, self.layers, keep)
+        except ValueError as error:
+            emptied = ", ".join(self._emptied(plan))
+            raise ValueError(f"the plan keeps no channel of {emptied}, but {error}") from error
         renumbered = np.cumsum(keep) - 1
+        layers = {}
+        for name, layer in self.layers.items():
+            if name in constants:
+                outputs = renumbered[layer.outputs[keep[layer.outputs]]]
+                layers[name] = constant_layer(name, outputs, constants[name])
+            elif keep[layer.outputs].any() and (layer.made_of or keep[layer.inputs].any()):
+                layers[name] = _shrunk(layer, keep, renumbered)
         groups = {}
         for name, group in self.groups.items():
-            size = int(keep[group.start : group.start + group.size].sum())
-            start = int(keep[: group.start].sum())
-            groups[name] = replace(group, start=start, size=size)
-        layers = {
-            name: replace(
-                layer,
-                inputs=renumbered[layer.inputs[keep[layer.inputs]]],
-                outputs=renumbered[layer.outputs[keep[layer.outputs]]],
+            groups[name] = replace(
+                group,
+                start=int(keep[: group.start].sum()),
+                size=int(keep[group.start : group.start + group.size].sum()),
+                producers=tuple(producer for producer in group.producers if producer in layers),
+                gates=tuple(gate for gate in group.gates if gate in layers),
+                norms=tuple(norm for norm in group.norms if norm in layers),
             )
-            for name, layer in self.layers.items()
-        }
-        return replace(self, groups=groups, layers=layers)
+        return replace(self, groups=groups, layers=layers, calls=calls)
+
+    def _emptied(self, plan: Plan) -> list[str]:
+        return [name for name, kept in plan.kept.items() if not kept and self.groups[name].size]
+
+    def _channels_that_stay(self) -> npt.NDArray[np.bool_]:
+        """Return (num_channels,) True in the groups that are fixed, streams apart."""
+        stay = np.zeros(self.num_channels, dtype=bool)
+        for group in self.groups.values():
+            if group.fixed is not None and not group.is_stream:
+                stay[group.start : group.start + group.size] = True
+        return stay
+
+
+def _shrunk(layer: Layer, keep: npt.NDArray[np.bool_], renumbered: ChannelNumbers) -> Layer:
+    reads, writes = keep[layer.inputs], keep[layer.outputs]
+    index = layer.index
+    if index is not None:
+        index = (np.cumsum(reads) - 1)[index[writes]]
+    return replace(
+        layer,
+        inputs=renumbered[layer.inputs[reads]],
+        outputs=renumbered[layer.outputs[writes]],
+        index=index,
+    )
 
 
 def _check_kept(group: ChannelGroup, kept: tuple[int, ...]) -> None:
-    if kept[-1] >= group.size:
+    if kept and kept[-1] >= group.size:
         raise ValueError(
             f"the plan keeps channel {kept[-1]} of {group.name!r}, which has {group.size}"
         )
-    if group.fixed is not None and len(kept) < group.size:
+    if group.fixed is not None and not group.is_stream and len(kept) < group.size:
         raise ValueError(f"the channel group {group.name!r} must stay whole: {group.fixed}")
-    per_block = np.bincount(np.asarray(kept) * group.blocks // group.size, minlength=group.blocks)
+    blocks = np.asarray(kept, dtype=np.int64) * group.blocks // max(1, group.size)
+    per_block = np.bincount(blocks, minlength=group.blocks)
     if len(set(per_block.tolist())) > 1:
         raise ValueError(
             f"the channel group {group.name!r} meets a convolution with {group.blocks} groups, "

@@ -12,14 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chanprune.channels.gathered import Gathered, GatheredBatchNorm1d, GatheredBatchNorm2d
-
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-GATHERED: dict[type[nn.Module], type[Gathered]] = {
-    nn.BatchNorm1d: GatheredBatchNorm1d,
-    nn.BatchNorm2d: GatheredBatchNorm2d,
-}
 
 # Each channel by itself, and a channel of zeros stays one of zeros.
 CHANNELWISE_MODULES = (
@@ -58,12 +52,10 @@ CHANNELWISE_MODULES = (
     nn.ReflectionPad2d,
     nn.ReplicationPad2d,
 )
-# The result has the channels of the operand, all of which it needs (or a zero does not stay one).
+# Each channel by itself, but a channel of zeros does not stay one: only a product undoes that.
+GATE_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus)
+# The result has the channels of the operand, all of which it needs.
 WHOLE_MODULES = (
-    nn.Sigmoid,
-    nn.Hardsigmoid,
-    nn.LogSigmoid,
-    nn.Softplus,
     nn.Softmax,
     nn.LogSoftmax,
     nn.PReLU,
@@ -116,17 +108,11 @@ CHANNELWISE_METHODS = frozenset(
     }
 )
 
-_WHOLE: list[Any] = [
-    torch.sigmoid,
-    torch.softmax,
-    F.sigmoid,
-    F.softmax,
-    F.log_softmax,
-    F.softplus,
-    F.hardsigmoid,
-]
+_GATES: list[Any] = [torch.sigmoid, F.sigmoid, F.softplus, F.hardsigmoid]
+GATES = frozenset([*_GATES, "sigmoid", "sigmoid_"])
+_WHOLE: list[Any] = [torch.softmax, F.softmax, F.log_softmax]
 WHOLE_FUNCTIONS = frozenset(_WHOLE)
-WHOLE_METHODS = frozenset({"sigmoid", "softmax", "log_softmax"})
+WHOLE_METHODS = frozenset({"softmax", "log_softmax"})
 
 SUMS = frozenset({operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub})
 PRODUCTS = frozenset({operator.mul, operator.imul, operator.truediv, torch.mul, torch.div})
@@ -134,6 +120,34 @@ SUM_METHODS = frozenset({"add", "add_", "sub", "sub_"})
 PRODUCT_METHODS = frozenset({"mul", "mul_", "div", "div_"})
 
 CONCATENATIONS = frozenset({torch.cat, torch.concat, torch.concatenate})
+PADS: frozenset[Any] = frozenset({F.pad})
+SELECTIONS: frozenset[Any] = frozenset({torch.index_select})
+SLICES = frozenset({operator.getitem})
 FLATTENS = frozenset({torch.flatten})
 RESHAPES = frozenset({torch.reshape})
 MEANS = frozenset({torch.mean})
+
+# Of constant maps, these make constant maps of the same or the summed constants.
+LINEAR_MODULES = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.Flatten,
+    nn.ChannelShuffle,
+)
+LINEAR_CALLS = (
+    SUMS
+    | SUM_METHODS
+    | CONCATENATIONS
+    | FLATTENS
+    | MEANS
+    | SLICES
+    | PADS
+    | SELECTIONS
+    | {F.avg_pool2d, F.adaptive_avg_pool2d, F.max_pool2d, F.dropout}
+    | {"flatten", "mean", "contiguous", "index_select"}
+)

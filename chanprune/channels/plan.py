@@ -11,8 +11,10 @@ from typing import Any
 class Plan:
     """Channel group -> kept channel indices of the original network, ascending.
 
-    A group that is not named keeps all its channels. A plan knows nothing of weights, so that one
-    plan serves the parameters, the optimiser's state and a network that has yet to be loaded.
+    A group that is not named keeps all its channels; one with an empty list keeps none, which only
+    works where something else reaches what it fed (a shortcut, other dense layers). A plan knows
+    nothing of weights, so that one plan serves the parameters, the optimiser's state and a network
+    that has yet to be loaded.
 
     Attributes:
         kept: Group name -> kept indices.
@@ -24,13 +26,13 @@ class Plan:
         """Check and store the kept indices.
 
         Raises:
-            ValueError: A group keeps no channel, or its indices are negative, repeated or unsorted.
+            ValueError: The indices of a group are negative, repeated or unsorted.
         """
         checked = {name: tuple(int(i) for i in indices) for name, indices in kept.items()}
         for name, indices in checked.items():
-            if not indices:
-                raise ValueError(f"the channel group {name!r} would keep no channel")
-            if indices[0] < 0 or any(a >= b for a, b in zip(indices, indices[1:], strict=False)):
+            if (indices and indices[0] < 0) or any(
+                a >= b for a, b in zip(indices, indices[1:], strict=False)
+            ):
                 raise ValueError(
                     f"the kept channels of {name!r} must be ascending, distinct and not negative"
                 )
@@ -48,7 +50,7 @@ class Plan:
             if earlier is None:
                 kept[name] = indices
                 continue
-            if indices[-1] >= len(earlier):
+            if indices and indices[-1] >= len(earlier):
                 raise ValueError(
                     f"{name!r} keeps {len(earlier)} channels; no. {indices[-1]} is gone"
                 )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels.graph import ChannelGroup
+from chanprune.channels.graph import ChannelGraph, ChannelGroup
 
 
 def scale_scores(model: nn.Module, groups: Iterable[ChannelGroup]) -> dict[str, Tensor]:
@@ -25,6 +25,34 @@ def scale_scores(model: nn.Module, groups: Iterable[ChannelGroup]) -> dict[str, 
         scales = [_scale(model, norm).reshape(group.size, -1).sum(1) for norm in group.norms]
         if scales:
             scores[group.name] = torch.stack(scales).sum(0)
+    return scores
+
+
+def filter_scores(
+    model: nn.Module, graph: ChannelGraph, groups: Iterable[ChannelGroup]
+) -> dict[str, Tensor]:
+    """Score channels by the sum of |weights| of their filters (Li et al., ICLR 2017, section 3.1).
+
+    Args:
+        model: The network.
+        graph: Its channel graph.
+        groups: The groups to score; those behind a gather have no filters and are left out.
+
+    Returns:
+        Group name -> (C,) L1 norm on the CPU, summed over the filters of coupled channels.
+    """
+    scores = {}
+    for group in groups:
+        if not group.producers:
+            continue
+        score = torch.zeros(group.size, dtype=torch.float64)
+        for producer in group.producers:
+            weight = model.get_submodule(producer).weight
+            assert isinstance(weight, Tensor)
+            norms = weight.detach().double().abs().flatten(1).sum(1).cpu()
+            own = torch.from_numpy(graph.layers[producer].outputs) - group.start
+            score.index_add_(0, own, norms)
+        scores[group.name] = score
     return scores
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,7 @@ def select_global(
     max_share: float = 1.0,
     round_to: int = 1,
     blocks: Mapping[str, int] | None = None,
+    may_be_emptied: Collection[str] = (),
 ) -> Selection:
     """Drop the lowest-scoring channels of the whole network: exactly floor(ratio * N) of N.
 
@@ -68,6 +69,8 @@ def select_global(
             then falls short of floor(ratio * N) by less than one multiple.
         blocks: Group name -> number of blocks that must keep equally many channels (grouped
             convolutions); their best channels are ranked within each block and go together.
+        may_be_emptied: Groups that may lose every channel, if the floors let them; the others keep
+            one at least.
 
     Raises:
         ValueError: Scores are not finite, or the floors leave too few channels to drop.
@@ -76,7 +79,15 @@ def select_global(
         raise ValueError(f"the prune ratio must be in [0, 1), not {ratio}")
     total = sum(len(score) for score in scores.values())
     wanted = math.floor(ratio * total + 1e-9)
-    floors = [_floor(len(s), min_channels, min_share, max_share) for s in scores.values()]
+    floors = [
+        _floor(
+            len(s),
+            min_channels if g in may_be_emptied else max(1, min_channels),
+            min_share,
+            max_share,
+        )
+        for g, s in scores.items()
+    ]
     units = _units(scores, round_to, blocks or {})
     taken, stopped = _take_lowest(units, floors, wanted, [len(s) for s in scores.values()])
     removed = int(units.size[taken].sum())

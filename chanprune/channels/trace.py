@@ -18,7 +18,9 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from chanprune.channels import operations as ops
-from chanprune.channels.graph import ChannelGraph, ChannelNumbers, Layer
+from chanprune.channels.emptied import Constant
+from chanprune.channels.gathered import Gathered
+from chanprune.channels.graph import ChannelGraph, ChannelNumbers, Layer, constant_layer
 from chanprune.channels.unite import Numbering
 
 Handler = Callable[["_Walk", fx.Node], ChannelNumbers | None]
@@ -54,11 +56,16 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
 def _trace_calls(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModule:
     was_training = model.training
     model.eval()
+    tracer = _Tracer()
     try:
-        traced = fx.GraphModule(model, fx.Tracer().trace(model))
+        traced = fx.GraphModule(model, tracer.trace(model))
     except Exception as error:
+        inside = list(tracer.module_stack.values()) or [("", type(model))]
+        name, kind = inside[-1]
+        where = f"layer {name} ({_type_name(kind)})" if name else _type_name(kind)
         raise UnsupportedNetwork(
-            f"{type(model).__name__} cannot be traced: {str(error).splitlines()[0]}"
+            f"{where} cannot be traced: {str(error).strip().splitlines()[0]}; its forward must not "
+            "branch on the values of tensors"
         ) from error
     finally:
         model.train(was_training)
@@ -79,6 +86,15 @@ def _trace_calls(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModule
     return traced
 
 
+class _Tracer(fx.Tracer):
+    """Do not look inside the layers that run over channels, also where a library extends them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Tell whether the module is one call."""
+        layers = (*ops.CONVOLUTIONS, nn.Linear, *ops.BATCH_NORMS, Constant)
+        return isinstance(m, layers) or super().is_leaf_module(m, module_qualified_name)
+
+
 class _Shapes(fx.Interpreter):
     """Run the calls without values, and note the shape of every tensor."""
 
@@ -92,6 +108,10 @@ class _Shapes(fx.Interpreter):
         if isinstance(result, Tensor):
             n.meta["shape"] = result.shape
         return result
+
+
+def _type_name(kind: Any) -> str:
+    return str(getattr(kind, "__name__", kind)).rpartition(".")[2]
 
 
 def _tied_modules(model: nn.Module) -> dict[str, str]:
@@ -113,24 +133,44 @@ class _Walk:
         self.modules = dict(traced.named_modules())
         self.tied = tied
         self.channels: dict[fx.Node, ChannelNumbers] = {}
+        self.nonzero: set[fx.Node] = set()
         self.layers: dict[str, Layer] = {}
         self.numbering = Numbering()
 
     def visit(self, node: fx.Node) -> None:
         """Give the node's channels their numbers."""
         if node.op == "output":
+            self._follow_nonzero(node, None)
             for source in node.all_input_nodes:
                 if source in self.channels:
                     self.freeze(self.channels[source], "it is the network's output")
         elif node.op == "placeholder":
             self.channels[node] = self.numbering.new(_shape(node)[1], "input")
             self.freeze(self.channels[node], "it is the network's input")
+        elif isinstance(self.modules.get(str(node.target)), Constant):
+            self.channels[node] = _constant(self, node)
         elif any(source in self.channels for source in node.all_input_nodes):
-            numbers = self._handler(node)(self, node)
+            handler = self._handler(node)
+            node.meta["keeps_zero"] = handler not in (_gate, _whole)
+            self._follow_nonzero(node, handler)
+            numbers = handler(self, node)
             if numbers is not None:
                 if len(numbers) != _shape(node)[1]:
                     raise self.unsupported(node, "changes the number of channels unexpectedly")
                 self.channels[node] = numbers
+
+    def _follow_nonzero(self, node: fx.Node, handler: Handler | None) -> None:
+        """Follow values that are not zero on dropped channels until a product makes them so."""
+        sources = [source for source in node.all_input_nodes if source in self.channels]
+        nonzero = [source for source in sources if source in self.nonzero]
+        if handler is _gate or (nonzero and handler is _channelwise):
+            self.nonzero.add(node)
+        elif handler is _united and 0 < len(nonzero) < len(sources):
+            for source in nonzero:
+                self.numbering.gates(self.channels[source])
+        else:
+            for source in nonzero:
+                self.freeze(self.channels[source], f"{source} is not zero where its input is")
 
     def _handler(self, node: fx.Node) -> Handler:
         if node.op == "call_module":
@@ -166,7 +206,10 @@ class _Walk:
             owner = path[-1][0] if path else ""
             name = getattr(node.target, "__name__", node.target)
             where = f"operation {name} in {owner or 'the network'}"
-        return UnsupportedNetwork(f"{where} {what}; its channels cannot be followed")
+        return UnsupportedNetwork(
+            f"{where} {what}, so that its channels cannot be followed; what is known stands in "
+            "chanprune/channels/operations.py"
+        )
 
     def record(self, node: fx.Node, layer: Layer) -> ChannelNumbers:
         """Store a layer, or unite its channels with those of its earlier calls."""
@@ -218,9 +261,23 @@ def _convolution(walk: _Walk, node: fx.Node) -> ChannelNumbers:
     positions = math.prod(_shape(node)[2:])
     follower = _following_norm(walk, node)
     layer = Layer(
-        name, "conv", inputs, outputs, blocks, depthwise, positions, _parameters(module), follower
+        name,
+        "conv",
+        inputs,
+        outputs,
+        blocks=blocks,
+        depthwise=depthwise,
+        positions=positions,
+        parameters=_parameters(module),
+        normalised_by=follower,
     )
     return walk.record(node, layer)
+
+
+def _constant(walk: _Walk, node: fx.Node) -> ChannelNumbers:
+    name = str(node.target)
+    outputs = walk.numbering.new(_shape(node)[1], name, produced=False)
+    return walk.record(node, constant_layer(name, outputs, made_of=(name,)))
 
 
 def _linear(walk: _Walk, node: fx.Node) -> ChannelNumbers:
@@ -256,26 +313,35 @@ def _following_norm(walk: _Walk, node: fx.Node) -> str | None:
 def _batch_norm(walk: _Walk, node: fx.Node) -> ChannelNumbers:
     name = str(node.target)
     module = walk.modules[name]
-    inputs = walk.source(node)
+    inputs, index = walk.source(node), None
     producer = walk.layers.get(str(node.all_input_nodes[0].target))
     if (producer is not None and producer.normalised_by == name) or walk.numbering.is_input(inputs):
         outputs = inputs
         walk.numbering.normed_by(outputs, name)
     elif name in walk.layers:
-        outputs = walk.layers[name].outputs
+        outputs, index = walk.layers[name].outputs, walk.layers[name].index
     else:
-        walk.freeze(inputs, f"it is part of a stream that {name} reads through a gather")
-        outputs = walk.numbering.new(len(inputs), name, gathered=True)
-        if type(module) not in ops.GATHERED:
-            walk.freeze(outputs, f"{type(module).__name__} cannot stand behind a gather")
+        walk.numbering.gathered_from(inputs, name)
+        index = _gathered_index(module, len(inputs))
+        outputs = walk.numbering.new(len(index), name, gathered=True)
     if not getattr(module, "affine", False):
         walk.freeze(outputs, f"{name} has no scale")
     if name in walk.layers:
         walk.freeze(outputs, f"{name} is called several times")
-    return walk.record(node, Layer(name, "norm", inputs, outputs, parameters=_parameters(module)))
+    return walk.record(
+        node, Layer(name, "norm", inputs, outputs, index, parameters=_parameters(module))
+    )
+
+
+def _gathered_index(module: nn.Module, width: int) -> ChannelNumbers:
+    return module.index.cpu().numpy() if isinstance(module, Gathered) else np.arange(width)
 
 
 def _channelwise(walk: _Walk, node: fx.Node) -> ChannelNumbers:
+    return walk.source(node)
+
+
+def _gate(walk: _Walk, node: fx.Node) -> ChannelNumbers:
     return walk.source(node)
 
 
@@ -327,6 +393,53 @@ def _concatenation(walk: _Walk, node: fx.Node) -> ChannelNumbers:
     return walk.channels[tensors[0]]
 
 
+def _pad(walk: _Walk, node: fx.Node) -> ChannelNumbers:
+    """Follow padding of positions, and zeros as further channels."""
+    sizes: Any = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+    if mode == "constant" and value not in (None, 0):
+        return _whole(walk, node)
+    rank = len(_shape(node))
+    ends = [0] * 2 * rank
+    ends[: len(sizes)] = sizes
+    before, after = ends[2 * (rank - 2) : 2 * (rank - 1)]
+    if min(before, after, *ends[2 * (rank - 1) :]) < 0 or any(ends[2 * (rank - 1) :]):
+        raise walk.unsupported(node, "pads the batch or cuts channels")
+    zeros = [walk.numbering.zeros(size, node.name) for size in (before, after)]
+    return np.concatenate([zeros[0], walk.source(node), zeros[1]])
+
+
+def _slice(walk: _Walk, node: fx.Node) -> ChannelNumbers:
+    """Follow a slice of positions, such as x[:, :, ::2, ::2]."""
+    index = node.args[1]
+    parts = index if isinstance(index, tuple) else (index,)
+    everything = slice(None)
+    if any(part is Ellipsis or not isinstance(part, slice) for part in parts) or any(
+        part != everything for part in parts[:2]
+    ):
+        raise walk.unsupported(node, "takes part of the channels or of the batch")
+    return walk.source(node)
+
+
+def _select(walk: _Walk, node: fx.Node) -> ChannelNumbers:
+    """Follow a gather of fixed channels; which ones is of no matter, as the source stays whole."""
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+    if dim != 1:
+        raise walk.unsupported(node, "selects along another dimension than the channels")
+    source = walk.source(node)
+    walk.freeze(source, f"{node.name} gathers fixed channels of it")
+    return np.resize(source, _shape(node)[1])
+
+
+def _shuffle(walk: _Walk, node: fx.Node) -> ChannelNumbers:
+    module = walk.modules[str(node.target)]
+    assert isinstance(module, nn.ChannelShuffle)
+    numbers = walk.source(node)
+    walk.freeze(numbers, f"{node.target} shuffles it")
+    return numbers.reshape(module.groups, -1).T.reshape(-1)
+
+
 def _flatten(walk: _Walk, node: fx.Node) -> ChannelNumbers:
     before, after = _shape(node.all_input_nodes[0]), _shape(node)
     if len(after) != 2 or after[0] != before[0]:
@@ -359,15 +472,21 @@ _MODULES: list[tuple[Any, Handler]] = [
     (nn.Linear, _linear),
     (ops.BATCH_NORMS, _batch_norm),
     (nn.Flatten, _flatten),
+    (nn.ChannelShuffle, _shuffle),
     (ops.CHANNELWISE_MODULES, _channelwise),
+    (ops.GATE_MODULES, _gate),
     (ops.WHOLE_MODULES, _whole),
 ]
 _CALLS: list[tuple[frozenset[Any], Handler]] = [
     (ops.CHANNELWISE_FUNCTIONS | ops.CHANNELWISE_METHODS, _channelwise),
+    (ops.GATES, _gate),
     (ops.WHOLE_FUNCTIONS | ops.WHOLE_METHODS, _whole),
     (ops.SUMS | ops.SUM_METHODS, _sum),
     (ops.PRODUCTS | ops.PRODUCT_METHODS, _united),
     (ops.CONCATENATIONS, _concatenation),
+    (ops.PADS, _pad),
+    (ops.SLICES, _slice),
+    (ops.SELECTIONS | {"index_select"}, _select),
     (ops.FLATTENS | {"flatten"}, _flatten),
     (ops.RESHAPES | {"reshape", "view"}, _reshape),
     (ops.MEANS | {"mean"}, _mean),

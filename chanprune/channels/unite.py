@@ -18,8 +18,11 @@ class _Facts:
     start: int
     size: int
     gathered: bool = False
+    produced: bool = True
+    gates: bool = False
     norms: list[str] = field(default_factory=list)
     fixed: list[str] = field(default_factory=list)
+    gathered_from: str = ""
 
 
 class Numbering:
@@ -31,14 +34,24 @@ class Numbering:
         self._run_of: list[int] = []
         self._divisions: list[tuple[ChannelNumbers, int, str]] = []
 
-    def new(self, size: int, name: str, *, gathered: bool = False) -> ChannelNumbers:
-        """Make `size` new channels for the layer `name`."""
+    def new(
+        self, size: int, name: str, *, gathered: bool = False, produced: bool = True
+    ) -> ChannelNumbers:
+        """Make `size` new channels for the layer `name`; `produced` ones have filters."""
         start = len(self._parent)
         self._parent.extend(range(start, start + size))
         self._run_of.extend([len(self._runs)] * size)
         norms = [name] if gathered else []
-        self._runs.append(_Facts(name, start, size, gathered, norms))
+        self._runs.append(_Facts(name, start, size, gathered, produced, norms=norms))
         return np.arange(start, start + size)
+
+    def zeros(self, size: int, name: str) -> ChannelNumbers:
+        """Number channels of zeros that no layer makes and that the code has so many of."""
+        if size == 0:
+            return np.empty(0, dtype=np.int64)
+        numbers = self.new(size, name, produced=False)
+        self.freeze(numbers, f"{name} appends a fixed number of zeros to it")
+        return numbers
 
     def is_input(self, numbers: ChannelNumbers) -> bool:
         """Tell whether these are the channels of the image."""
@@ -54,6 +67,16 @@ class Numbering:
         """Keep the groups of these channels whole."""
         for run in self._runs_of(numbers):
             run.fixed.append(reason)
+
+    def gates(self, numbers: ChannelNumbers) -> None:
+        """Note that these channels only scale others that they go together with."""
+        for run in self._runs_of(numbers):
+            run.gates = True
+
+    def gathered_from(self, numbers: ChannelNumbers, reader: str) -> None:
+        """Keep the groups of these channels whole, as `reader` gathers from them."""
+        for run in self._runs_of(numbers):
+            run.gathered_from = run.gathered_from or reader
 
     def normed_by(self, numbers: ChannelNumbers, name: str) -> None:
         """Note the batch norm that scales these channels."""
@@ -83,14 +106,22 @@ class Numbering:
                 for root in roots[run.start : run.start + run.size].tolist():
                     final.setdefault(root, len(final))
             fixed = [reason for run in runs for reason in run.fixed]
+            readers = [run.gathered_from for run in runs if run.gathered_from]
+            is_stream = bool(readers) and not fixed
+            if is_stream:
+                fixed.append(f"it is part of a stream that {readers[0]} reads through a gather")
             groups[runs[0].name] = ChannelGroup(
                 name=runs[0].name,
                 start=start,
                 size=len(final) - start,
-                producers=tuple(run.name for run in runs if not run.gathered),
+                producers=tuple(
+                    run.name for run in runs if run.produced and not run.gathered and not run.gates
+                ),
+                gates=tuple(run.name for run in runs if run.gates),
                 norms=tuple(dict.fromkeys(norm for run in runs for norm in run.norms)),
                 gathered=any(run.gathered for run in runs),
                 fixed=fixed[0] if fixed else None,
+                is_stream=is_stream,
             )
         for number, root in enumerate(roots.tolist()):
             renumbered[number] = final[root]

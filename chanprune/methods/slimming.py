@@ -84,6 +84,7 @@ class Slimming(Method):
         """Keep the channels with the largest |scale| of the whole network."""
         groups = graph.prunable(options.coupled)
         scores = scale_scores(model, groups)
+        names = scores if options.min_channels == 0 else ()
         selection = select_global(
             scores,
             options.ratio,
@@ -92,5 +93,6 @@ class Slimming(Method):
             max_share=options.max_share,
             round_to=options.round_to,
             blocks={group.name: group.blocks for group in groups},
+            may_be_emptied=[name for name in names if graph.may_be_emptied(name)],
         )
         return selection, scores

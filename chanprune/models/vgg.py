@@ -8,13 +8,12 @@ the other way round (head_norm=False, conv_bias=True) in the channel-prioritized
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from typing import Literal
 
 from torch import Tensor, nn
 
-from chanprune.errors import UserError
+from chanprune.models.parts import check_image_size, initialise, scaled
 
 STAGES = {
     "vgg11": ([64], [128], [256, 256], [512, 512], [512, 512]),
@@ -72,27 +71,12 @@ class VGG(nn.Module):
             classifier["relu1"] = nn.ReLU(inplace=True)
             classifier["fc2"] = nn.Linear(hidden, num_classes)
             self.classifier = nn.Sequential(classifier)
-        self._initialise()
+        initialise(self, norm_scale=0.5, linear_std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) images to (N, classes) logits."""
         logits: Tensor = self.classifier(self.pool(self.features(x)).flatten(1))
         return logits
-
-    def _initialise(self) -> None:
-        """Initialise as Network Slimming does: He by fan-out, scales 0.5, linear N(0, 0.01)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.out_channels * math.prod(module.kernel_size)
-                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-                nn.init.constant_(module.weight, 0.5)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01)
-                nn.init.zeros_(module.bias)
 
 
 def build_vgg(
@@ -111,12 +95,8 @@ def build_vgg(
     Raises:
         UserError: The image is smaller than the four poolings can take.
     """
-    if image_size < SMALLEST_IMAGE:
-        raise UserError(
-            f"{name} takes images of {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels or more, "
-            f"not {image_size} x {image_size}; set dataset.image_size={SMALLEST_IMAGE} or more"
-        )
-    stages = tuple([max(1, round(c * width)) for c in stage] for stage in STAGES[name])
+    check_image_size(name, image_size, SMALLEST_IMAGE)
+    stages = tuple([scaled(channels, width) for channels in stage] for stage in STAGES[name])
     return VGG(
         stages,
         num_classes=num_classes,
@@ -124,5 +104,5 @@ def build_vgg(
         head=head,
         head_norm=head_norm,
         conv_bias=conv_bias,
-        hidden=max(1, round(512 * width)),
+        hidden=scaled(512, width),
     )

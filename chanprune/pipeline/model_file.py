@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from chanprune.channels import Counts, Plan, compact, trace
 from chanprune.errors import UserError
-from chanprune.models import MODELS, build
+from chanprune.models import build_skeleton
 from chanprune.pipeline.files import write_json, write_tensors
 
 FORMAT = 1
@@ -117,12 +117,8 @@ def load(path: str | Path) -> nn.Module:
 
 def _restore(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     architecture = dict(description["architecture"])
-    if architecture.get("name") not in MODELS:
-        known = ", ".join(MODELS)
-        raise UserError(f"unknown model {architecture.get('name')!r}; known: {known}")
     input_shape = tuple(description["input_shape"])
-    with torch.device("meta"):
-        original = build(**architecture)
+    original = build_skeleton(**architecture)
     plan = Plan.from_json(description["plan"])
     model = compact(original, trace(original, input_shape), plan, check=False).model
     model.load_state_dict(dict(tensors), assign=True)

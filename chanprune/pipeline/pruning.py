@@ -19,12 +19,14 @@ class PruneReport:
     Attributes:
         selection: What was decided.
         scores: Group name -> (C,) the scores it rests on.
+        implied: Number of channels that go besides, as nothing is left that writes or reads them.
         max_error: Of the self-check, compact against masked in float64.
         absorbed: Group name -> what became of the dropped channels' constants.
     """
 
     selection: Selection
     scores: Mapping[str, Tensor]
+    implied: int
     max_error: float
     absorbed: Mapping[str, Absorption]
 
@@ -45,6 +47,11 @@ class PruneReport:
             f"groups; elsewhere off by at most {border:.2g} at the border, and the channels "
             f"still varied by {spread:.2g}",
         ]
+        emptied = [name for name, kept in selection.kept.items() if not kept]
+        if emptied:
+            lines.append(
+                f"  emptied: {', '.join(emptied)}; {self.implied} more channels go with them"
+            )
         if selection.at_floor:
             lines.append(f"  at their floor: {', '.join(selection.at_floor)}")
         return lines
@@ -55,6 +62,7 @@ class PruneReport:
         return {
             "removed": self.selection.removed,
             "total": self.selection.total,
+            "implied": self.implied,
             "threshold": None if math.isnan(threshold) else threshold,
             "at_floor": self.selection.at_floor,
             "self_check_error": self.max_error,

@@ -26,7 +26,7 @@ from chanprune.channels import (
 )
 from chanprune.errors import RunError, UserError
 from chanprune.methods import METHODS, Method, PruneOptions
-from chanprune.models import architecture, build
+from chanprune.models import architecture, build, load_weights
 from chanprune.pipeline.files import write_json, write_text
 from chanprune.pipeline.loop import Stage, TrainOptions, evaluate, train
 from chanprune.pipeline.model_file import Preprocessing, save_model
@@ -61,6 +61,7 @@ class Prepared:
     dataset: data.Dataset
     network: Network
     device: torch.device
+    notes: tuple[str, ...]
 
 
 def prepare(config: Mapping[str, Any]) -> Prepared:
@@ -77,13 +78,24 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     dataset = data.load(seed=config["seed"], **config["dataset"]).on(device)
     info = dataset.info
     model = build(**architecture(config["model"], info.input_shape, len(info.class_names)))
+    notes = _load_weights(model, config["model"])
     model = model.to(device)
     _channels_last(model)
     try:
         graph = trace(model, info.input_shape)
     except UnsupportedNetwork as error:
         raise UserError(str(error)) from error
-    return Prepared(dataset, Network(model, graph), device)
+    return Prepared(dataset, Network(model, graph), device, notes)
+
+
+def _load_weights(model: nn.Module, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Put in the weights that the configuration asks for; return what to say about it."""
+    weights = options.get("weights")
+    if weights is None:
+        return ()
+    fresh = load_weights(model, options["library"], options["name"], weights)
+    note = f"weights: {weights}"
+    return (note + (f"; {', '.join(fresh)} start at random" if fresh else ""),)
 
 
 def run(config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> dict[str, Any]:
@@ -147,6 +159,8 @@ class _Experiment:
         self.prunable = [group.name for group in graph.prunable(self.select.coupled)]
         self.widths = {name: graph.groups[name].size for name in self.prunable}
         self._introduce()
+        for note in prepared.notes:
+            self.record.say(note)
 
     def _introduce(self) -> None:
         """Say what will be done with what."""
@@ -191,13 +205,17 @@ class _Experiment:
             selection, scores = method.select_channels(network.model, network.graph, self.select)
         except ValueError as error:
             raise UserError(str(error)) from error
-        plan = Plan(selection.kept)
+        try:
+            plan = network.graph.complete(Plan(selection.kept))
+        except ValueError as error:
+            raise UserError(f"prune.min_channels=0 empties too much: {error}") from error
         try:
             dropped = compact(network.model, network.graph, plan)
         except CompactionError as error:
             raise RunError(str(error)) from error
         absorbed = compact(network.model, network.graph, plan, absorb="bias", check=False)
-        report = PruneReport(selection, scores, dropped.max_error, absorbed.absorbed)
+        implied = self._width(network.graph) - self._width(dropped.graph) - selection.removed
+        report = PruneReport(selection, scores, implied, dropped.max_error, absorbed.absorbed)
         self.reports.append(report)
         for line in report.lines():
             self.record.say(line)
@@ -236,12 +254,16 @@ class _Experiment:
             stage,
             evaluate(network.model, self.split("val")),
             evaluate(network.model, self.split("test")),
-            sum(network.graph.groups[name].size for name in self.prunable),
+            self._width(network.graph),
             counts.params,
             counts.macs,
             round(seconds, 2),
         )
         network.rows.append(row)
+
+    def _width(self, graph: ChannelGraph) -> int:
+        """Count the channels of the groups that may be pruned."""
+        return sum(graph.groups[name].size for name in self.prunable)
 
     def split(self, name: data.SplitName) -> data.MemoryBatches | data.StreamBatches:
         """Return the batches of a split, in order."""

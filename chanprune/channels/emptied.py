@@ -1,0 +1,237 @@
+"""What is left of a network when whole channel groups are gone.
+
+A residual block without a channel becomes its shortcut, and a dense layer without one appends
+nothing. A layer that has nothing left to read emits a constant: its bias, or what its batch norm
+makes of it; without either it is gone.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+
+from chanprune.channels import operations as ops
+
+if TYPE_CHECKING:
+    from chanprune.channels.graph import Layer
+
+Mask = npt.NDArray[np.bool_]
+_RANKS = {nn.BatchNorm1d: 2, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+
+
+class Constant(nn.Module):
+    """One trainable number per channel, in place of a layer that has nothing to read.
+
+    Args:
+        bias: (C,) the numbers.
+        rank: Dimensions of the output: 4 gives (1, C, 1, 1).
+    """
+
+    def __init__(self, bias: Tensor, rank: int):
+        super().__init__()
+        self.bias = nn.Parameter(bias)
+        self.rank = rank
+
+    def forward(self) -> Tensor:
+        """Return (1, C, 1, ...), which broadcasts over images and positions."""
+        return self.bias.view(1, -1, *[1] * (self.rank - 2))
+
+
+@torch.no_grad()
+def constant_of(model: nn.Module, layers: tuple[str, ...], kept: Tensor) -> Constant:
+    """Build what layers emit, one behind the other, when the first has nothing to read.
+
+    Args:
+        model: The network before compaction.
+        layers: A convolution or linear layer with a bias and batch norms, or batch norms alone.
+        kept: (C_kept,) indices of the channels that stay.
+    """
+    first, *norms = (copy.deepcopy(model.get_submodule(name)).eval() for name in layers)
+    weight, bias = first.weight, first.bias
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    if isinstance(first, ops.BATCH_NORMS):
+        rank = next(rank for kind, rank in _RANKS.items() if isinstance(first, kind))
+        emitted = first(torch.zeros_like(bias).view(1, -1, *[1] * (rank - 2)))
+    else:
+        rank = weight.dim()
+        emitted = bias.view(1, -1, *[1] * (rank - 2))
+    for norm in norms:
+        emitted = norm(emitted)
+    return Constant(emitted.flatten()[kept], rank)
+
+
+def what_remains(layers: Iterable[Layer], mask: Mask, stay: Mask) -> Mask:
+    """Drop the channels that nothing writes, and those that nothing reads, until all is settled.
+
+    Args:
+        layers: All layers.
+        mask: (num_channels,) True where the plan keeps the channel.
+        stay: (num_channels,) True where the channel stays in any case.
+
+    Returns:
+        (num_channels,) True where the channel stays.
+
+    Raises:
+        ValueError: A batch norm that must stay whole would miss channels.
+    """
+    layers = [layer for layer in layers if not layer.passes_on]
+    has_writer, has_reader = np.zeros_like(mask), np.zeros_like(mask)
+    for layer in layers:
+        has_writer[layer.outputs] = True
+        has_reader[layer.inputs] = True
+    while True:
+        written, read = ~has_writer, ~has_reader
+        for layer in layers:
+            if layer.index is not None:
+                written[layer.outputs] = mask[layer.inputs[layer.index]]
+            elif mask[layer.inputs].any() or layer.kind == "constant":
+                written[layer.outputs] = True
+            if mask[layer.outputs].any():
+                read[layer.inputs] = True
+        settled = mask & (stay | (written & read))
+        if (settled == mask).all():
+            break
+        mask = settled
+    for layer in layers:
+        if (
+            layer.index is not None
+            and (mask[layer.outputs] & ~mask[layer.inputs[layer.index]]).any()
+        ):
+            raise ValueError("the plan empties groups that a layer which must stay whole reads")
+    return mask
+
+
+def remaining_calls(
+    calls: fx.Graph, layers: Mapping[str, Layer], keep: Mask
+) -> tuple[fx.Graph, dict[str, tuple[str, ...]]]:
+    """Leave out the calls that have nothing left to do.
+
+    Args:
+        calls: The traced calls; `meta["keeps_zero"]` tells what makes zeros of zeros.
+        layers: The layers among them, by module name.
+        keep: (num_channels,) True where the channel stays.
+
+    Returns:
+        The calls that are left (the same graph if all are), and the layers that become constants,
+        each with the layers that its value comes from.
+
+    Raises:
+        ValueError: A constant would meet an operation that is not a sum.
+    """
+    if all(
+        layer.kind == "constant" or (keep[layer.inputs].any() and keep[layer.outputs].any())
+        for layer in layers.values()
+    ):
+        return calls, {}
+    rewriting = _Rewriting(layers, keep)
+    for node in calls.nodes:
+        rewriting.copied[node] = rewriting.copy(node)
+    return rewriting.cleaned(), rewriting.constants
+
+
+class _Rewriting:
+    """A copy of the calls under construction.
+
+    Attributes:
+        copied: Call -> its copy; None if it is gone.
+        zeros: The calls that are gone though their channels stay: what they emitted is zero.
+        constants: Layer that becomes a constant -> the layers that its value comes from.
+    """
+
+    def __init__(self, layers: Mapping[str, Layer], keep: Mask):
+        self.layers = layers
+        self.keep = keep
+        self.calls = fx.Graph()
+        self.copied: dict[fx.Node, fx.Node | None] = {}
+        self.zeros: set[fx.Node] = set()
+        self.constants: dict[str, tuple[str, ...]] = {}
+
+    def copy(self, node: fx.Node) -> fx.Node | None:
+        """Copy a call, replace it by a constant, or leave it out."""
+        layer = self.layers.get(str(node.target)) if node.op == "call_module" else None
+        if layer is not None:
+            return self._copy_layer(node, layer)
+        sources = node.all_input_nodes
+        left = [source for source in sources if self.copied[source] is not None]
+        zeros = [source for source in sources if source in self.zeros]
+        if sources and not left and node.op != "output":
+            if zeros and not node.meta["keeps_zero"]:
+                raise ValueError(f"{zeros[0]} would be zero, which {node} cannot take")
+            self.zeros.update([node] if zeros else [])
+            return None
+        constants = [source for source in left if self._is_constant(self.copied[source])]
+        if node.target in ops.SUMS or node.target in ops.SUM_METHODS:
+            return self._copy_sum(node, left, bool(constants))
+        if constants:
+            raise ValueError(f"{constants[0]} would be a constant, which {node} cannot take")
+        if node.op == "output" and not left:
+            raise ValueError("nothing would reach the output")
+        if len(left) == len(sources):
+            return self._copied(node)
+        if node.target in ops.CONCATENATIONS and not zeros:
+            return self._copy_concatenation(node)
+        raise ValueError(f"{node} would lose one of its operands")
+
+    def cleaned(self) -> fx.Graph:
+        """Return the copy without calls whose results nobody reads."""
+        for node in reversed(list(self.calls.nodes)):
+            if not node.users and node.op not in ("placeholder", "output"):
+                self.constants.pop(str(node.target), None)
+                self.calls.erase_node(node)
+        return self.calls
+
+    def _copy_layer(self, node: fx.Node, layer: Layer) -> fx.Node | None:
+        name = str(node.target)
+        if not self.keep[layer.outputs].any():
+            return None
+        if layer.kind == "constant":
+            return self._copied(node)
+        source = self.copied[node.all_input_nodes[0]]
+        starves = not layer.passes_on and not self.keep[layer.inputs].any()
+        if starves and "bias" not in layer.parameters:
+            self.zeros.add(node)
+            return None
+        if starves or source is None:
+            self.constants[name] = (name,)
+        elif self._is_constant(source):
+            self.constants[name] = (*self.constants.get(str(source.target), ()), name)
+        else:
+            return self._copied(node)
+        return self.calls.call_module(name)
+
+    def _copy_concatenation(self, node: fx.Node) -> fx.Node | None:
+        tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
+        left = [self.copied[tensor] for tensor in tensors if self.copied[tensor] is not None]
+        return left[0] if len(left) == 1 else self.calls.call_function(torch.cat, (left, 1))
+
+    def _copy_sum(self, node: fx.Node, left: list[fx.Node], has_constant: bool) -> fx.Node | None:
+        subtracts = "sub" in str(node.target)
+        if len(left) == len(node.all_input_nodes) and not has_constant:
+            return self._copied(node)
+        if subtracts:
+            raise ValueError(f"{node} would lose one of its operands")
+        if len(left) == 1:
+            return self.copied[left[0]]
+        first, second = (self.copied[source] for source in left)
+        if self._is_constant(first) and self._is_constant(second):
+            raise ValueError(f"both operands of {node} would be constant")
+        return self.calls.call_function(operator.add, (first, second))
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        def copied(source: fx.Node) -> fx.Node:
+            result = self.copied[source]
+            assert result is not None
+            return result
+
+        return self.calls.node_copy(node, copied)
+
+    def _is_constant(self, node: fx.Node | None) -> bool:
+        return node is not None and node.op == "call_module" and not node.args

@@ -1,0 +1,153 @@
+"""CondenseNet for small images (Huang et al., CVPR 2018): learned group convolutions, fully dense.
+
+While it trains, a layer's 1x1 convolution reads all channels, and learned group convolution decides
+which inputs each of its groups will keep. Converted, the layer gathers those inputs (some of them
+for several groups), convolves them in groups and shuffles the result; the classifier reads half of
+its features. Blocks are joined by pooling alone, so that every layer reads all earlier ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from chanprune.errors import UserError
+from chanprune.models.parts import check_image_size, initialise, scaled
+
+STAGES = {
+    50: (8, 8, 8),
+    74: (12, 12, 12),
+    86: (14, 14, 14),
+    98: (16, 16, 16),
+    110: (18, 18, 18),
+    122: (20, 20, 20),
+    182: (30, 30, 30),
+}
+GROWTH = {depth: (12, 24, 48) if depth == 182 else (8, 16, 32) for depth in STAGES}
+BOTTLENECK = 4
+
+
+class Select(nn.Module):
+    """Gather channels of the input; they may repeat.
+
+    Args:
+        inputs: Channels of the input.
+        outputs: Number of channels to gather: the first ones, until `index` is set.
+    """
+
+    index: Tensor
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.register_buffer("index", torch.arange(outputs) % inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, ...) to (N, C_selected, ...)."""
+        return torch.index_select(x, 1, self.index)
+
+
+class DenseLayer(nn.Module):
+    """A 1x1 convolution to four times the growth and a grouped 3x3 one, appended to the input.
+
+    Args:
+        inputs: Channels of the input.
+        growth: Channels that the layer appends.
+        groups: Of both convolutions.
+        condensation: Of a converted layer, each group reads 1 / condensation of the inputs.
+        converted: The 1x1 convolution is in groups, behind a selection and before a shuffle.
+    """
+
+    def __init__(self, inputs: int, growth: int, groups: int, condensation: int, converted: bool):
+        super().__init__()
+        inner = BOTTLENECK * growth
+        read = inputs // condensation * groups if converted else inputs
+        self.select: nn.Module = Select(inputs, read) if converted else nn.Identity()
+        self.bn1 = nn.BatchNorm2d(read)
+        self.conv1 = nn.Conv2d(read, inner, 1, groups=groups if converted else 1, bias=False)
+        self.shuffle: nn.Module = nn.ChannelShuffle(groups) if converted else nn.Identity()
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, growth, 3, padding=1, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C + growth, H, W)."""
+        y = self.shuffle(self.conv1(torch.relu(self.bn1(self.select(x)))))
+        return torch.cat([x, self.conv2(torch.relu(self.bn2(y)))], 1)
+
+
+class CondenseNet(nn.Module):
+    """Stem, three dense blocks with pooling between, batch norm, ReLU, pool, linear layer."""
+
+    def __init__(
+        self,
+        layers: tuple[int, ...],
+        growth: tuple[int, ...],
+        *,
+        groups: int,
+        condensation: int,
+        converted: bool,
+        num_classes: int,
+        in_channels: int,
+    ):
+        super().__init__()
+        width = 2 * growth[0]
+        self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        stages: list[nn.Module] = []
+        for number, (length, rate) in enumerate(zip(layers, growth, strict=True)):
+            if number > 0:
+                stages.append(nn.AvgPool2d(2))
+            stages.append(
+                nn.Sequential(
+                    *(
+                        DenseLayer(width + i * rate, rate, groups, condensation, converted)
+                        for i in range(length)
+                    )
+                )
+            )
+            width += length * rate
+        self.stages = nn.Sequential(*stages)
+        self.bn = nn.BatchNorm2d(width)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        features = width // 2 if converted else width
+        self.select: nn.Module = Select(width, features) if converted else nn.Identity()
+        self.classifier = nn.Linear(features, num_classes)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) images to (N, classes) logits."""
+        x = torch.relu(self.bn(self.stages(self.conv(x))))
+        logits: Tensor = self.classifier(self.select(self.pool(x).flatten(1)))
+        return logits
+
+
+def build_condensenet(
+    depth: int,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    width: float = 1.0,
+    groups: int = 4,
+    condensation: int = 4,
+    converted: bool = False,
+) -> CondenseNet:
+    """Build CondenseNet-50, 74, 86, 98, 110, 122 or 182.
+
+    Raises:
+        UserError: The image is too small, or the condensation too strong.
+    """
+    check_image_size(f"condensenet{depth}", image_size, smallest=8)
+    if condensation > 2 * groups:
+        raise UserError(
+            f"model.condensation={condensation}: each of {groups} groups would read no channel of "
+            f"the first layer; must be at most {2 * groups}"
+        )
+    growth = tuple(scaled(rate, width, multiple=groups) for rate in GROWTH[depth])
+    return CondenseNet(
+        STAGES[depth],
+        growth,
+        groups=groups,
+        condensation=condensation,
+        converted=converted,
+        num_classes=num_classes,
+        in_channels=in_channels,
+    )

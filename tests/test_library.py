@@ -1,0 +1,168 @@
+"""Networks of torchvision and timm: pruned by half, with their weights, and refused by name."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from chanprune.channels import (
+    Plan,
+    compact,
+    count,
+    filter_scores,
+    gather,
+    select_global,
+    trace,
+)
+from chanprune.errors import UserError
+from chanprune.models import build, build_skeleton, load_weights
+
+TORCHVISION = (
+    *("resnet18", "resnet34", "resnet50", "densenet121", "vgg16_bn", "resnext50_32x4d"),
+    "mobilenet_v2",
+)
+TIMM = ("resnet18d", "regnetx_002", "regnety_002", "efficientnet_b0", "seresnet18")
+NETWORKS = [("torchvision", name) for name in TORCHVISION] + [("timm", name) for name in TIMM]
+SHAPE = (3, 64, 64)
+
+
+def network(library: str, name: str, **sizes: int) -> nn.Module:
+    if library == "timm":
+        pytest.importorskip("timm", reason="timm is not installed")
+    torch.manual_seed(0)
+    sizes = {"num_classes": 10, "in_channels": 3, "image_size": 64, **sizes}
+    return build(name, library=library, **sizes)
+
+
+@pytest.mark.parametrize(("library", "name"), NETWORKS)
+def test_half_of_the_channels_go_and_the_weights_stay(library, name):
+    model = network(library, name)
+    graph = trace(model, SHAPE)
+    groups = graph.prunable("keep")
+    scores = filter_scores(model, graph, groups)
+    blocks = {group.name: group.blocks for group in groups}
+    plan = Plan(select_global(scores, 0.5, blocks=blocks).kept)
+    result = compact(model, graph, plan)
+    assert 0 <= result.max_error <= 1e-9
+    expected = gather(model.state_dict(), graph, plan)
+    for key, tensor in result.model.state_dict().items():
+        assert torch.equal(tensor, expected[key]), key
+    whole, small = count(model, SHAPE), count(result.model, SHAPE)
+    assert small.params < 0.8 * whole.params and small.macs < 0.7 * whole.macs
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_gates_and_depthwise_convolutions_do_not_keep_channels_whole(library):
+    name = {"torchvision": "mobilenet_v2", "timm": "efficientnet_b0"}[library]
+    graph = trace(network(library, name), SHAPE)
+    prunable = sum(group.size for group in graph.prunable("together"))
+    assert prunable == graph.num_channels - 3 - 10
+
+
+def test_counts_of_vgg_a_on_imagenet():
+    """Network Slimming, table 2: 132.9M parameters, 4.57e10 operations, which are 6 x MACs."""
+    model = build_skeleton(
+        name="vgg11_bn", library="torchvision", num_classes=1000, in_channels=3, image_size=224
+    )
+    counts = count(model, (3, 224, 224))
+    assert counts.params == 132_868_840
+    assert (counts.macs, counts.macs_of("conv")) == (7_609_090_048, 7_485_456_384)
+    assert f"{counts.conventions()['slimming_imagenet']:.2e}" == "4.57e+10"
+
+
+def test_other_image_channels_change_the_first_convolution_alone():
+    model = network("torchvision", "resnet18", in_channels=1)
+    assert model.conv1.weight.shape == (64, 1, 7, 7)
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 10)
+
+
+def test_weights_from_a_file(tmp_path):
+    donor = network("torchvision", "resnet18")
+    save_file(donor.state_dict(), tmp_path / "w.safetensors")
+    torch.save({"state_dict": donor.state_dict()}, tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        model = build(
+            "resnet18", library="torchvision", num_classes=10, in_channels=3, image_size=64
+        )
+        assert load_weights(model, "torchvision", "resnet18", str(tmp_path / name)) == []
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(tensor, donor.state_dict()[key])
+
+
+def test_another_number_of_classes_leaves_the_classifier_fresh(tmp_path):
+    donor = network("torchvision", "resnet18")
+    save_file(donor.state_dict(), tmp_path / "w.safetensors")
+    model = network("torchvision", "resnet18", num_classes=7, in_channels=1)
+    fresh = load_weights(model, "torchvision", "resnet18", str(tmp_path / "w.safetensors"))
+    assert fresh == ["conv1", "fc"]
+    assert torch.equal(model.layer1[0].conv1.weight, donor.layer1[0].conv1.weight)
+
+
+class Unsafe:
+    def __reduce__(self):
+        return (print, ("unpickled",))
+
+
+def misfit(state: dict, key: str) -> dict:
+    return {**state, key: state[key][:-1].clone()}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda s: misfit(s, "layer1.0.conv1.weight"),
+            r"layer1.0.conv1.weight is \(63, 64, 3, 3\)",
+        ),
+        (lambda s: {k: v for k, v in s.items() if k != "bn1.bias"}, "they lack bn1.bias"),
+        (lambda s: {**s, "extra": torch.ones(2)}, "unlike the network, extra"),
+        (lambda s: {"weights": Unsafe()}, "hold more than tensors"),
+        (lambda s: [1, 2], "not a state dict"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(spoil, message, tmp_path, capsys):
+    model = network("torchvision", "resnet18")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    torch.save(spoil(model.state_dict()), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=message):
+        load_weights(model, "torchvision", "resnet18", str(tmp_path / "w.pth"))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("nowhere.safetensors", "there is no such file"),
+        ("IMAGENET1K_V9", "neither a file nor one of DEFAULT, IMAGENET1K_V1"),
+    ],
+)
+def test_weights_that_are_not_there(weights, message):
+    with pytest.raises(UserError, match=message):
+        load_weights(network("torchvision", "resnet18"), "torchvision", "resnet18", weights)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("model=torchvision", "model.name is missing"),
+        ("model=torchvision model.name=resnt50", "did you mean resnet50"),
+        ("model=torchvision model.name=vit_b_16 dataset.image_size=224", "chanprune: error: "),
+        ("model=torchvision model.name=resnet18 model.width=2", "model.width: unknown key"),
+        ("model=densenet40 model.compression=2", "must be a number in (0, 1]"),
+        ("model=condensenet50 model.condensation=99", "model.condensation=99"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, message, tmp_path):
+    asked = subprocess.run(
+        [sys.executable, "-m", "chanprune.summarize", *arguments.split()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert asked.returncode == 2
+    assert asked.stderr.count("\n") == 1 and message in asked.stderr

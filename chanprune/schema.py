@@ -21,6 +21,7 @@ from chanprune.errors import UserError
 # A directory may be called 5, which Hydra reads as a number.
 Text = Annotated[str, BeforeValidator(lambda value: f"{value}" if type(value) is int else value)]
 Positive = Annotated[float, Field(gt=0)]
+Width = Annotated[float, Field(gt=0, le=64)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -40,7 +41,7 @@ class Vgg(_Section):
     """model=vgg11 ... vgg19."""
 
     name: Literal["vgg11", "vgg13", "vgg16", "vgg19"]
-    width: Positive
+    width: Width
     head: Literal["linear", "fc512"]
     head_norm: bool
     conv_bias: bool
@@ -50,7 +51,7 @@ class ResNet(_Section):
     """model=resnet20 ... resnet110."""
 
     name: Literal["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
-    width: Positive
+    width: Width
     shortcut: Literal["A", "B"]
 
 
@@ -58,7 +59,7 @@ class PreResNet(_Section):
     """model=preresnet29, preresnet164."""
 
     name: Literal["preresnet29", "preresnet164"]
-    width: Positive
+    width: Width
     shortcut: Literal["projection", "zero_pad"]
     downsample: Literal["stride", "pool"]
 
@@ -67,7 +68,7 @@ class ResNeXt(_Section):
     """model=resnext29, preresnext29."""
 
     name: Literal["resnext29", "preresnext29"]
-    width: Positive
+    width: Width
     cardinality: Annotated[int, Field(ge=1)]
     base_width: Annotated[int, Field(ge=1)]
 
@@ -76,7 +77,7 @@ class DenseNet(_Section):
     """model=densenet40, densenet40_bottleneck, densenet100_bottleneck, densenet100_bc."""
 
     name: Literal["densenet40", "densenet100"]
-    width: Positive
+    width: Width
     growth: Annotated[int, Field(ge=1)]
     stem: Annotated[int, Field(ge=1)]
     bottleneck: bool
@@ -96,7 +97,7 @@ class CondenseNet(_Section):
         "condensenet122",
         "condensenet182",
     ]
-    width: Positive
+    width: Width
     groups: Annotated[int, Field(ge=1)]
     condensation: Annotated[int, Field(ge=1)]
     converted: bool

@@ -278,3 +278,38 @@ def test_a_cliff_is_found_where_there_is_one():
     assert find_cliff(values) == 59
     assert find_cliff(np.linspace(0.1, 0.3, 100)) is None
     assert find_cliff(np.array([1.0])) is None
+
+
+@pytest.fixture(scope="module")
+def emptied(tmp_path_factory):
+    """A residual network of which blocks may go whole; the scales of one block are the smallest."""
+    folder = tmp_path_factory.mktemp("emptied")
+    config = changed(
+        model={"name": "preresnet29", "width": 0.125},
+        prune={"ratio": 0.7, "min_channels": 0, "min_share": 0.0},
+        train={"epochs": 1},
+    )
+    config["model"].pop("head", None)
+    prepared = prepare(config)
+    with torch.no_grad():
+        prepared.network.model.stages[1][1].bn3.weight.mul_(0.01)
+    folder.mkdir(exist_ok=True)
+    return folder, run(config, prepared, folder)
+
+
+def test_blocks_that_lose_every_channel_are_gone_from_the_product(emptied, capsys):
+    folder, summary = emptied
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["kept"]["stages.1.1.conv2"] == [] and plan["passes"][0]["implied"] > 0
+    model = chanprune.load(folder)
+    assert not any(key.startswith("stages.1.1") for key in model.state_dict())
+    counts = count(model, model.input_shape)
+    assert (counts.params, counts.macs) == (summary["params"], summary["macs"])
+    assert counts.params == sum(p.numel() for p in model.parameters())
+
+
+def test_a_chain_keeps_a_channel_of_each_group_whatever_the_floor(tmp_path):
+    config = changed(prune={"min_channels": 0, "min_share": 0.0, "ratio": 0.95})
+    execute(config, tmp_path)
+    kept = json.loads((tmp_path / "plan.json").read_text())["kept"]
+    assert min(len(channels) for channels in kept.values()) == 1

@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 
 KEPT, ORIGINAL, CUT = "#2a6fbb", "#d5dbe3", "#c8442f"
 DRAWN_FROM = 1e-6
+LABELLED = 30
 
 
 def draw_kept_channels(path: Path, widths: Mapping[str, tuple[int, int]], title: str) -> None:
@@ -29,11 +30,15 @@ def draw_kept_channels(path: Path, widths: Mapping[str, tuple[int, int]], title:
     names = list(widths)
     kept = [widths[name][0] for name in names]
     original = [widths[name][1] for name in names]
-    figure, axes = plt.subplots(figsize=(max(6.0, 0.55 * len(names) + 2), 4.2))
+    is_crowded = len(names) > LABELLED
+    width = 0.2 if is_crowded else 0.55
+    figure, axes = plt.subplots(figsize=(min(30.0, max(6.0, width * len(names) + 2)), 4.2))
     places = np.arange(len(names))
     axes.bar(places, original, color=ORIGINAL, width=0.8, label="original")
     axes.bar(places, kept, color=KEPT, width=0.8, label="kept")
     for place, count, whole in zip(places, kept, original, strict=True):
+        if is_crowded:
+            break
         axes.annotate(
             f"{count}",
             (place, max(count, 0.02 * max(original))),
@@ -42,7 +47,10 @@ def draw_kept_channels(path: Path, widths: Mapping[str, tuple[int, int]], title:
             fontsize=8,
             color="black" if count < 0.9 * whole else KEPT,
         )
-    axes.set_xticks(places, [_short(name) for name in names], rotation=60, ha="right", fontsize=8)
+    size = 6 if is_crowded else 8
+    labels = [_short(name) for name in names]
+    axes.set_xticks(places, labels, rotation=90 if is_crowded else 60, ha="right", fontsize=size)
+    axes.set_xlim(-0.7, len(names) - 0.3)
     axes.set_ylabel("channels")
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, loc="upper left", fontsize=9)
@@ -126,7 +134,7 @@ def find_cliff(ascending: npt.NDArray[np.float64], factor: float = 10.0) -> int 
 
 
 def _short(name: str) -> str:
-    return name.removeprefix("features.")
+    return name.removeprefix("features.").removeprefix("stages.")
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from chanprune.errors import RunError, UserError
-from chanprune.schema import did_you_mean
+from chanprune.schema import SECTIONS, did_you_mean, not_a_section
 
 Task = Callable[[dict[str, Any]], None]
 QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
@@ -93,6 +93,9 @@ def _compose_and_run(config_name: str, task: Task) -> None:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
+    for section in SECTIONS.keys() & config.keys():
+        if not OmegaConf.is_dict(config[section]):
+            raise not_a_section(section, config[section])
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -142,8 +145,9 @@ def _checked(argument: str, folders: list[Path], sweeps: bool) -> str:
         for group in groups
         for path in group.rglob("*.yaml")
     )
-    for choice in value.split(","):
-        if re.fullmatch(r"[\w./-]*", choice) and choice not in known:
+    for choice in value.split(",") if sweeps else [value]:
+        is_name = re.fullmatch(r"[\w./-]*", choice) or not sweeps
+        if is_name and choice not in known:
             listed = ", ".join(known)
             hint = did_you_mean(choice, known)
             raise UserError(f"{key}={choice}: no such choice; choose from: {listed}{hint}")

@@ -228,7 +228,7 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
     for section, kinds in SECTIONS.items():
         values = config.get(section)
         if not isinstance(values, Mapping):
-            raise UserError(f"{section}={values}: must be a section with keys of its own")
+            raise not_a_section(section, values)
         kind = max(kinds, key=lambda kind: _likeness(kind, values))
         checked[section] = _check(kind, values, f"{section}.", list(kind.model_fields))
     _check_together(checked)
@@ -288,6 +288,11 @@ def _check_together(config: Mapping[str, Any]) -> None:
         raise UserError(
             f"dataset.root={dataset['root']} does not exist; give a directory or a zip archive"
         )
+
+
+def not_a_section(section: str, value: Any) -> UserError:
+    """Say that a whole section was replaced by a value."""
+    return UserError(f"{section}={value}: must be a section with keys of its own")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

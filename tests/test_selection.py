@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from chanprune.channels import scale_scores, select_global, trace
-from tests.networks import SMALL, SMALL_SHAPE, randomise
+from chanprune.channels import filter_scores, scale_scores, select_global, trace
+from tests.networks import SMALL, SMALL_SHAPE, conv_norm, randomise
 
 
 def removed_by_group(scores, selection):
@@ -129,15 +130,44 @@ def test_scores_must_be_finite():
 def test_scale_scores_sum_over_coupled_batch_norms():
     model = randomise(SMALL["residual"](), 0)
     graph = trace(model, SMALL_SHAPE)
-    scores = scale_scores(model, graph.prunable("together"))
+    scores = scale_scores(model, graph, graph.prunable("together"))
     expected = model.stem[1].weight.abs() + model.outer[1].weight.abs()
     assert torch.equal(scores["stem.0"], expected.detach())
     doubled = randomise(SMALL["grouped"](), 0)
     graph = trace(doubled, SMALL_SHAPE)
-    score = scale_scores(doubled, graph.prunable())["grouped.0"]
+    score = scale_scores(doubled, graph, graph.prunable())["grouped.0"]
     parts = (doubled.grouped[1], doubled.depthwise[1])
     expected = sum(p.weight for p in parts) + doubled.doubled[1].weight.view(18, 2).sum(1)
     torch.testing.assert_close(score, expected.detach())
+
+
+class Joined(nn.Module):
+    """Two branches side by side, summed with a third that is as wide as both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.both = conv_norm(3, 4), conv_norm(3, 6), conv_norm(3, 10)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.left(x), self.right(x)], 1) + self.both(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_scores_of_layers_that_make_part_of_a_group():
+    model = randomise(Joined(), 0)
+    graph = trace(model, SMALL_SHAPE)
+    groups = graph.prunable("together")
+    assert [group.name for group in groups] == ["left.0"]
+    scales = torch.cat([model.left[1].weight, model.right[1].weight]) + model.both[1].weight
+    torch.testing.assert_close(scale_scores(model, graph, groups)["left.0"], scales.detach())
+    filters = [
+        layer[0].weight.abs().flatten(1).sum(1)
+        for layer in model.children()
+        if layer is not model.head
+    ]
+    expected = torch.cat(filters[:2]) + filters[2]
+    torch.testing.assert_close(filter_scores(model, graph, groups)["left.0"], expected.detach())
 
 
 def test_the_ranking_of_scales_ignores_the_filters_size():
@@ -145,7 +175,7 @@ def test_the_ranking_of_scales_ignores_the_filters_size():
     model = randomise(SMALL["chain"](), 0).double().eval()
     graph = trace(model, SMALL_SHAPE)
     images = torch.randn(2, *SMALL_SHAPE, dtype=torch.float64)
-    before, scores = model(images), scale_scores(model, graph.prunable())
+    before, scores = model(images), scale_scores(model, graph, graph.prunable())
     factor = torch.rand(8, dtype=torch.float64) * 3 + 0.5
     conv, norm = model.first[0], model.first[1]
     with torch.no_grad():
@@ -153,5 +183,5 @@ def test_the_ranking_of_scales_ignores_the_filters_size():
         norm.running_mean *= factor
         norm.running_var.copy_((norm.running_var + norm.eps) * factor**2 - norm.eps)
     torch.testing.assert_close(model(images), before)
-    after = scale_scores(model, graph.prunable())
+    after = scale_scores(model, graph, graph.prunable())
     assert all(torch.equal(after[name], score) for name, score in scores.items())

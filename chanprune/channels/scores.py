@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,22 +10,25 @@ from torch import Tensor, nn
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
 
 
-def scale_scores(model: nn.Module, groups: Iterable[ChannelGroup]) -> dict[str, Tensor]:
+def scale_scores(
+    model: nn.Module, graph: ChannelGraph, groups: Iterable[ChannelGroup]
+) -> dict[str, Tensor]:
     """Score channels by their batch-norm scale (Network Slimming, section 3).
 
     Args:
         model: The network.
-        groups: The groups to score; those without a batch norm of their own width are left out.
+        graph: Its channel graph.
+        groups: The groups to score; those without a batch norm are left out.
 
     Returns:
         Group name -> (C,) |scale| on the CPU, summed over the batch norms of coupled channels.
     """
-    scores = {}
-    for group in groups:
-        scales = [_scale(model, norm).reshape(group.size, -1).sum(1) for norm in group.norms]
-        if scales:
-            scores[group.name] = torch.stack(scales).sum(0)
-    return scores
+
+    def scales(norm: nn.Module) -> Tensor:
+        assert isinstance(norm.weight, Tensor)
+        return norm.weight.detach().abs()
+
+    return {g.name: _summed(model, graph, g, g.norms, scales) for g in groups if g.norms}
 
 
 def filter_scores(
@@ -41,22 +44,24 @@ def filter_scores(
     Returns:
         Group name -> (C,) L1 norm on the CPU, summed over the filters of coupled channels.
     """
-    scores = {}
-    for group in groups:
-        if not group.producers:
-            continue
-        score = torch.zeros(group.size, dtype=torch.float64)
-        for producer in group.producers:
-            weight = model.get_submodule(producer).weight
-            assert isinstance(weight, Tensor)
-            norms = weight.detach().double().abs().flatten(1).sum(1).cpu()
-            own = torch.from_numpy(graph.layers[producer].outputs) - group.start
-            score.index_add_(0, own, norms)
-        scores[group.name] = score
-    return scores
+
+    def norms(producer: nn.Module) -> Tensor:
+        assert isinstance(producer.weight, Tensor)
+        return producer.weight.detach().abs().flatten(1).sum(1)
+
+    return {g.name: _summed(model, graph, g, g.producers, norms) for g in groups if g.producers}
 
 
-def _scale(model: nn.Module, norm: str) -> Tensor:
-    weight = model.get_submodule(norm).weight
-    assert isinstance(weight, Tensor)
-    return weight.detach().abs().cpu()
+def _summed(
+    model: nn.Module,
+    graph: ChannelGraph,
+    group: ChannelGroup,
+    layers: Iterable[str],
+    values: Callable[[nn.Module], Tensor],
+) -> Tensor:
+    """Add up the values (C_out,) that layers give to the channels of a group."""
+    total = torch.zeros(group.size, dtype=next(model.parameters()).dtype)
+    for name in layers:
+        own = torch.from_numpy(graph.layers[name].outputs - group.start)
+        total.index_add_(0, own, values(model.get_submodule(name)).cpu().to(total.dtype))
+    return total

@@ -83,7 +83,7 @@ class Slimming(Method):
     ) -> tuple[Selection, dict[str, Tensor]]:
         """Keep the channels with the largest |scale| of the whole network."""
         groups = graph.prunable(options.coupled)
-        scores = scale_scores(model, groups)
+        scores = scale_scores(model, graph, groups)
         names = scores if options.min_channels == 0 else ()
         selection = select_global(
             scores,

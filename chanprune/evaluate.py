@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+from tabulate import tabulate
 
 from chanprune import cli
 from chanprune.errors import UserError
@@ -14,7 +17,14 @@ from chanprune.train import recorded_config
 
 def main() -> None:
     """Compose, validate, evaluate."""
+    sys.argv[1:] = [_as_list(argument) for argument in sys.argv[1:]]
     cli.main("evaluate", evaluate)
+
+
+def _as_list(argument: str) -> str:
+    """Let fidelity=0.5,1.0 be a list; Hydra would take it for two runs."""
+    key, _, value = argument.partition("=")
+    return f"{key}=[{value}]" if key == "fidelity" and not value.startswith("[") else argument
 
 
 def evaluate(composed: dict[str, Any]) -> None:
@@ -34,13 +44,26 @@ def evaluate(composed: dict[str, Any]) -> None:
         raise UserError(f"{run_dir / 'config.yaml'}: {error}") from error
     from chanprune.pipeline.evaluation import evaluate_run
 
-    result = evaluate_run(run_dir, config, options["device"])
+    levels = options["fidelity"]
+    results = evaluate_run(run_dir, config, options["device"], levels)
     if options["format"] == "json":
-        print(json.dumps(result))
+        print(json.dumps(results[0] if len(levels) == 1 else results))
+    elif len(levels) == 1:
+        print(f"test accuracy  {100 * results[0]['accuracy']:.2f} %")
+        print(f"params         {results[0]['params']:,}")
+        print(f"MACs           {results[0]['macs']:,}  (convolutions and linear layers, one image)")
     else:
-        print(f"test accuracy  {100 * result['accuracy']:.2f} %")
-        print(f"params         {result['params']:,}")
-        print(f"MACs           {result['macs']:,}  (convolutions and linear layers, one image)")
+        rows = [
+            (
+                f"{r['fidelity']:g}",
+                f"{100 * r['accuracy']:.2f}",
+                f"{r['params']:,}",
+                f"{r['macs']:,}",
+            )
+            for r in results
+        ]
+        heads = ("fidelity", "test accuracy %", "params", "MACs")
+        print(tabulate(rows, heads, colalign=("right",) * 4, disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class Vgg(_Section):
     head: Literal["linear", "fc512"]
     head_norm: bool
     conv_bias: bool
+    norm: bool
 
 
 class ResNet(_Section):
@@ -145,9 +146,21 @@ class Slimming(_Section):
     passes: Annotated[int, Field(ge=1)]
 
 
+class Prioritized(_Section):
+    """method=prioritized."""
+
+    name: Literal["prioritized"]
+    sparsity_weight: NotNegative | None
+    travel: NotNegative | None
+    monotonicity_weight: NotNegative | None
+    levels: list[Annotated[float, Field(gt=0, le=1)]]
+
+
 class Prune(_Section):
     """prune.*: which channels go."""
 
+    rule: Literal["ratio", "elementwise", "prefix"]
+    threshold: NotNegative
     ratio: Share
     absorb: Literal["none", "bias"]
     coupled: Literal["keep", "together"]
@@ -164,6 +177,7 @@ class Finetune(_Section):
     epochs: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
     lr: Positive
+    optimiser: Literal["sgd", "adam"]
     momentum: Share
     nesterov: bool
     weight_decay: NotNegative
@@ -197,6 +211,7 @@ class Evaluation(_Format):
     """evaluate: which run, where, and how to print it."""
 
     run: Text
+    fidelity: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
     device: Literal["auto", "cpu", "cuda"]
 
 
@@ -204,7 +219,7 @@ SECTIONS: dict[str, list[type[_Section]]] = {
     "run": [RunSection],
     "model": [Vgg, ResNet, PreResNet, ResNeXt, DenseNet, CondenseNet, Library],
     "dataset": [Embedded, FromFiles],
-    "method": [NoMethod, Slimming],
+    "method": [NoMethod, Slimming, Prioritized],
     "prune": [Prune],
     "train": [Train],
     "finetune": [Finetune],
@@ -279,6 +294,9 @@ def _check_together(config: Mapping[str, Any]) -> None:
     method = config["method"]
     if method.get("sparsity_weight") is not None and method.get("travel") is not None:
         raise UserError("give method.sparsity_weight or method.travel, not both")
+    levels = method.get("levels", [1.0])
+    if levels != sorted(set(levels)) or not levels:
+        raise UserError(f"method.levels={levels}: must be ascending and distinct, at least one")
     for stage in ("train", "finetune"):
         milestones = config[stage]["milestones"]
         if milestones != sorted(set(milestones)):
@@ -323,7 +341,9 @@ def _demand(field: FieldInfo) -> str:
     if get_origin(annotation) is Literal:
         return f"must be one of {', '.join(get_args(annotation))}{optional}"
     if get_origin(annotation) is list:
-        return "must be a list of shares in (0, 1), such as [0.5,0.75]"
+        item = get_args(annotation)[0]
+        bounds = [b for m in get_args(item)[1:] for b in m.metadata]
+        return f"must be a list of numbers{_interval(bounds)}, such as [0.5,0.75]"
     nouns = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
     return f"must be {nouns[annotation]}{_interval(bounds)}{optional}"  # type: ignore[index]
 

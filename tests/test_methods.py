@@ -18,6 +18,7 @@ OPTIONS = TrainOptions(
     epochs=1,
     batch_size=8,
     lr=0.1,
+    optimiser="sgd",
     momentum=0.9,
     nesterov=True,
     weight_decay=1e-4,
@@ -104,7 +105,8 @@ def test_the_smallest_scales_go():
 
 
 def test_penalties_end_with_the_train_stage():
-    assert type(Slimming().finetune_hooks()) is Method
+    graph = trace(SMALL["chain"](), SMALL_SHAPE)
+    assert type(Slimming().finetune_hooks(graph)) is Method
 
 
 def test_every_parameter_is_in_the_group_that_its_weight_decay_names():

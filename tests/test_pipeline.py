@@ -23,6 +23,7 @@ STAGE = {
     "epochs": 2,
     "batch_size": 32,
     "lr": 0.05,
+    "optimiser": "sgd",
     "momentum": 0.9,
     "nesterov": True,
     "weight_decay": 1e-4,
@@ -37,6 +38,8 @@ STAGE = {
     "compile": False,
 }
 PRUNE = {
+    "rule": "ratio",
+    "threshold": 0.05,
     "ratio": 0.5,
     "absorb": "bias",
     "coupled": "keep",

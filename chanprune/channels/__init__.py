@@ -9,11 +9,12 @@ from chanprune.channels.absorb import Absorption
 from chanprune.channels.batchnorm import recalibrate
 from chanprune.channels.compact import Compaction, CompactionError, compact, masked
 from chanprune.channels.counting import CONVENTIONS, Counts, LayerCount, count, count_plan
+from chanprune.channels.fidelity import Fidelity, prefix_plan
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
 from chanprune.channels.plan import Plan
 from chanprune.channels.scores import filter_scores, scale_scores
-from chanprune.channels.selection import Selection, select_global
-from chanprune.channels.slicing import gather, scatter
+from chanprune.channels.selection import Selection, select_above, select_global
+from chanprune.channels.slicing import gather, narrow, scatter
 from chanprune.channels.trace import UnsupportedNetwork, trace
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Compaction",
     "CompactionError",
     "Counts",
+    "Fidelity",
     "LayerCount",
     "Plan",
     "Selection",
@@ -34,9 +36,12 @@ __all__ = [
     "filter_scores",
     "gather",
     "masked",
+    "narrow",
+    "prefix_plan",
     "recalibrate",
     "scale_scores",
     "scatter",
+    "select_above",
     "select_global",
     "trace",
 ]

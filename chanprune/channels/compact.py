@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from chanprune.channels.emptied import constant_of
 from chanprune.channels.gathered import Gathered, gathered_type
 from chanprune.channels.graph import ChannelGraph, Layer
 from chanprune.channels.plan import Plan
-from chanprune.channels.slicing import State, gather
+from chanprune.channels.slicing import gather
 
 TOLERANCE = 1e-9
 
@@ -93,7 +94,8 @@ def masked(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
 def _shrunk(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Plan) -> nn.Module:
     """Copy `model` with the tensors, and the calls, that the plan leaves."""
     small = copy.deepcopy(model)
-    state = gather(small.state_dict(), graph, plan)
+    gathered = gather(small.state_dict(), graph, plan)
+    state = {key: tensor.contiguous() for key, tensor in gathered.items()}
     keep = graph.kept_mask(plan)
     for name, layer in after.layers.items():
         if layer.made_of and not graph.layers[name].made_of:
@@ -101,8 +103,7 @@ def _shrunk(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Pl
             small.set_submodule(name, constant_of(model, layer.made_of, kept))
             continue
         module = small.get_submodule(name)
-        _assign(module, layer, state)
-        _resize(module, layer)
+        put(module, layer, state)
         if layer.index is not None and len(layer.index) < len(layer.inputs):
             _gather_in_front(module, torch.from_numpy(layer.index))
     if after.calls is graph.calls:
@@ -119,18 +120,22 @@ def _gather_in_front(module: nn.Module, index: torch.Tensor) -> None:
     module.gather_channels(index if device.type == "meta" else index.to(device))
 
 
-def _assign(module: nn.Module, layer: Layer, state: State) -> None:
+def put(module: nn.Module, layer: Layer, state: Mapping[str, torch.Tensor]) -> None:
+    """Let a layer's module hold other tensors, and say so in its attributes.
+
+    Args:
+        module: The module, changed in place.
+        layer: The layer as it is afterwards.
+        state: Its tensors by full name; they are not copied.
+    """
     for name in layer.parameters:
         tensor = state[f"{layer.name}.{name}"]
         if name in module._parameters:
             old = module._parameters[name]
             assert old is not None
-            module._parameters[name] = nn.Parameter(tensor.contiguous(), old.requires_grad)
+            module._parameters[name] = nn.Parameter(tensor, old.requires_grad)
         else:
-            module._buffers[name] = tensor.contiguous()
-
-
-def _resize(module: nn.Module, layer: Layer) -> None:
+            module._buffers[name] = tensor
     if isinstance(module, ops.CONVOLUTIONS):
         module.in_channels, module.out_channels = len(layer.inputs), len(layer.outputs)
         if layer.depthwise:

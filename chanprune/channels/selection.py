@@ -113,6 +113,52 @@ def select_global(
     return Selection(kept, removed, total, threshold, at_floor)
 
 
+def select_above(
+    scores: Mapping[str, Tensor],
+    threshold: float,
+    *,
+    prefix: bool = False,
+    min_channels: int = 1,
+    blocks: Mapping[str, int] | None = None,
+) -> Selection:
+    """Keep the channels whose score is above a threshold; how many go is an outcome.
+
+    Args:
+        scores: Group name -> (C,) finite scores, high means keep.
+        threshold: Scores up to this one go.
+        prefix: Keep all channels up to the last one above the threshold, so that order is kept
+            strictly (the channel-prioritized paper).
+        min_channels: Every group keeps at least so many, its best.
+        blocks: Group name -> number of blocks that must keep equally many channels: as many as the
+            block that keeps most.
+
+    Raises:
+        ValueError: Scores are not finite.
+    """
+    kept: dict[str, list[int]] = {}
+    at_floor = []
+    for name, tensor in scores.items():
+        score = tensor.detach().double().cpu().numpy()
+        if not np.isfinite(score).all():
+            raise ValueError(f"the scores of the channel group {name!r} are not finite")
+        parts = score.reshape((blocks or {}).get(name, 1), -1)
+        last = [np.flatnonzero(part > threshold).max(initial=-1) + 1 for part in parts]
+        above = last if prefix else [int((part > threshold).sum()) for part in parts]
+        count = max(above)
+        floor = min(parts.shape[1], math.ceil(min_channels / len(parts)))
+        if count < floor:
+            at_floor.append(name)
+            count = floor
+        width = parts.shape[1]
+        order = [np.arange(width) if prefix else np.argsort(-part, kind="stable") for part in parts]
+        kept[name] = sorted(
+            block * width + int(c) for block, ranked in enumerate(order) for c in ranked[:count]
+        )
+    total = sum(len(score) for score in scores.values())
+    removed = total - sum(len(channels) for channels in kept.values())
+    return Selection(kept, removed, total, threshold, at_floor)
+
+
 def _floor(size: int, min_channels: int, min_share: float, max_share: float) -> int:
     smallest = max(min_channels, math.ceil(min_share * size - 1e-9))
     return min(size, max(smallest, size - math.floor(max_share * size + 1e-9)))

@@ -1,7 +1,8 @@
-"""Gather and scatter: the one place where tensors are cut to the kept channels and put back.
+"""Gather, narrow and scatter: the one place where tensors are cut to channels and put back.
 
-Both are pure functions on named tensors. They serve compaction, loading of compact checkpoints, the
-optimiser's state over a compaction, and training steps on part of the channels.
+They are pure functions on named tensors. They serve compaction, loading of compact checkpoints, the
+optimiser's state over a compaction, training steps on part of the channels, and networks that run
+with the first share of their channels.
 """
 
 from __future__ import annotations
@@ -38,6 +39,36 @@ def gather(state: Mapping[str, Tensor], graph: ChannelGraph, plan: Plan) -> Stat
         index = _index(axes.get(name, ()), keep, tensor.device)
         small[name] = tensor if index is None else tensor[index]
     return small
+
+
+def narrow(state: Mapping[str, Tensor], graph: ChannelGraph, plan: Plan) -> State:
+    """Cut every tensor as `gather` does, without a copy wherever the first channels are kept.
+
+    Args:
+        state: As for `gather`.
+        graph: As for `gather`.
+        plan: As for `gather`.
+
+    Returns:
+        Views of the tensors; copies where what is kept is not at the front.
+    """
+    keep = graph.kept_mask(plan)
+    axes = graph.axes()
+    return {name: _narrowed(tensor, axes.get(name, ()), keep) for name, tensor in state.items()}
+
+
+def _narrowed(tensor: Tensor, axes: tuple[Axis, ...], keep: npt.NDArray[np.bool_]) -> Tensor:
+    kept = [np.flatnonzero(keep[axis.channels]) for axis in axes]
+    for axis, positions in zip(axes, kept, strict=True):
+        is_whole = len(positions) == len(axis.channels)
+        if not is_whole and (axis.blocks > 1 or positions[-1] != len(positions) - 1):
+            index = _index(axes, keep, tensor.device)
+            assert index is not None
+            return tensor[index]
+    for axis, positions in zip(axes, kept, strict=True):
+        if axis.blocks == 1:
+            tensor = tensor.narrow(axis.dim, 0, len(positions))
+    return tensor
 
 
 def scatter(

@@ -3,8 +3,14 @@
 from collections.abc import Callable
 
 from chanprune.methods.base import Method, PruneOptions, Step
+from chanprune.methods.multi_fidelity import MultiFidelity
+from chanprune.methods.prioritized import Prioritized
 from chanprune.methods.slimming import Slimming
 
-METHODS: dict[str, Callable[..., Method]] = {"none": Method, "slimming": Slimming}
+METHODS: dict[str, Callable[..., Method]] = {
+    "none": Method,
+    "slimming": Slimming,
+    "prioritized": Prioritized,
+}
 
-__all__ = ["METHODS", "Method", "PruneOptions", "Slimming", "Step"]
+__all__ = ["METHODS", "Method", "MultiFidelity", "Prioritized", "PruneOptions", "Slimming", "Step"]

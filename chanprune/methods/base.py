@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chanprune.channels import ChannelGraph, Selection
+from chanprune.channels import ChannelGraph, Selection, select_above, select_global
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,16 @@ class Step:
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """How channels are selected; see `select_global` and `ChannelGraph.prunable`."""
+    """How channels are selected; see `select_global`, `select_above`, `ChannelGraph.prunable`.
+
+    Attributes:
+        rule: "ratio" drops the lowest share of all channels; "elementwise" and "prefix" what is not
+            above the threshold.
+    """
 
     ratio: float
+    rule: Literal["ratio", "elementwise", "prefix"] = "ratio"
+    threshold: float = 0.05
     min_channels: int = 1
     min_share: float = 0.02
     max_share: float = 1.0
@@ -40,14 +48,47 @@ class PruneOptions:
     coupled: Literal["keep", "together"] = "keep"
 
 
+def select(scores: Mapping[str, Tensor], graph: ChannelGraph, options: PruneOptions) -> Selection:
+    """Decide by the rule that the options name which of the scored channels stay.
+
+    Raises:
+        ValueError: The floors leave too few channels to drop.
+    """
+    blocks = {name: graph.groups[name].blocks for name in scores}
+    if options.rule != "ratio":
+        return select_above(
+            scores,
+            options.threshold,
+            prefix=options.rule == "prefix",
+            min_channels=max(1, options.min_channels),
+            blocks=blocks,
+        )
+    names = scores if options.min_channels == 0 else ()
+    return select_global(
+        scores,
+        options.ratio,
+        min_channels=options.min_channels,
+        min_share=options.min_share,
+        max_share=options.max_share,
+        round_to=options.round_to,
+        blocks=blocks,
+        may_be_emptied=[name for name in names if graph.may_be_emptied(name)],
+    )
+
+
 class Method:
     """Hooks that do nothing: plain training of the whole network.
 
     A method overrides the moments it needs. It decides which channels to keep and returns that
     decision; surgery, checks, counting and saving are done elsewhere, once.
+
+    Attributes:
+        prunes: Whether a prune and a finetune stage follow.
+        levels: Fidelity levels that the product is measured at; empty if it has only one.
     """
 
     prunes = False
+    levels: tuple[float, ...] = ()
 
     def before_training(self, model: nn.Module, lr_travel: float) -> dict[str, float]:
         """Called once, before the first step of the train stage.
@@ -88,8 +129,12 @@ class Method:
         """Decide which channels stay; return the decision and the scores (C,) it rests on."""
         raise NotImplementedError(f"{type(self).__name__} does not prune")
 
-    def finetune_hooks(self) -> Method:
-        """Return the hooks of the finetune stage; by default none, so that penalties end."""
+    def finetune_hooks(self, graph: ChannelGraph) -> Method:
+        """Return the hooks of the finetune stage; by default none, so that penalties end.
+
+        Args:
+            graph: Channel graph of the compact network.
+        """
         return Method()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -19,13 +19,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels import ChannelGraph, Selection, scale_scores, select_global
+from chanprune.channels import ChannelGraph, Selection, scale_scores
 from chanprune.channels.operations import BATCH_NORMS
-from chanprune.methods.base import Method, PruneOptions, Step
+from chanprune.methods.base import Method, PruneOptions, Step, select
 
 PAPER_TRAVEL = 6.6
 LARGEST_DEFAULT_WEIGHT = 0.01
 NEARLY_ZERO = 0.01
+
+
+def penalty_weight(weight: float | None, travel: float | None, lr_travel: float) -> float:
+    """Return the weight of a penalty on scales, given as such, as travel, or not at all."""
+    if weight is not None:
+        return weight
+    if travel is not None:
+        return travel / lr_travel
+    return min(PAPER_TRAVEL / lr_travel, LARGEST_DEFAULT_WEIGHT)
 
 
 class Slimming(Method):
@@ -54,12 +63,7 @@ class Slimming(Method):
         """Find the scales and fix the weight of the penalty for this schedule."""
         norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.affine]
         self.scales = [norm.weight for norm in norms]
-        if self._given_weight is not None:
-            self.sparsity_weight = self._given_weight
-        elif self._given_travel is not None:
-            self.sparsity_weight = self._given_travel / lr_travel
-        else:
-            self.sparsity_weight = min(PAPER_TRAVEL / lr_travel, LARGEST_DEFAULT_WEIGHT)
+        self.sparsity_weight = penalty_weight(self._given_weight, self._given_travel, lr_travel)
         travel = self.sparsity_weight * lr_travel
         return {"sparsity_weight": self.sparsity_weight, "travel": travel}
 
@@ -82,17 +86,5 @@ class Slimming(Method):
         self, model: nn.Module, graph: ChannelGraph, options: PruneOptions
     ) -> tuple[Selection, dict[str, Tensor]]:
         """Keep the channels with the largest |scale| of the whole network."""
-        groups = graph.prunable(options.coupled)
-        scores = scale_scores(model, graph, groups)
-        names = scores if options.min_channels == 0 else ()
-        selection = select_global(
-            scores,
-            options.ratio,
-            min_channels=options.min_channels,
-            min_share=options.min_share,
-            max_share=options.max_share,
-            round_to=options.round_to,
-            blocks={group.name: group.blocks for group in groups},
-            may_be_emptied=[name for name in names if graph.may_be_emptied(name)],
-        )
-        return selection, scores
+        scores = scale_scores(model, graph, graph.prunable(options.coupled))
+        return select(scores, graph, options), scores

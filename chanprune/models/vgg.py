@@ -35,6 +35,8 @@ class VGG(nn.Module):
             layer.
         head_norm: Batch norm behind the hidden layer of `fc512`.
         conv_bias: Biases in the convolutions, which the batch norms make superfluous.
+        norm: Batch norms; without them the convolutions need biases.
+        hidden: Units of the hidden layer of `fc512`.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class VGG(nn.Module):
         head: Literal["linear", "fc512"] = "linear",
         head_norm: bool = True,
         conv_bias: bool = False,
+        norm: bool = True,
         hidden: int = 512,
     ):
         super().__init__()
@@ -55,7 +58,8 @@ class VGG(nn.Module):
             for number, outputs in enumerate(channels, start=1):
                 name = f"{stage}_{number}"
                 layers[f"conv{name}"] = nn.Conv2d(width, outputs, 3, padding=1, bias=conv_bias)
-                layers[f"bn{name}"] = nn.BatchNorm2d(outputs)
+                if norm:
+                    layers[f"bn{name}"] = nn.BatchNorm2d(outputs)
                 layers[f"relu{name}"] = nn.ReLU(inplace=True)
                 width = outputs
             if stage < len(stages):
@@ -66,7 +70,7 @@ class VGG(nn.Module):
             self.classifier: nn.Module = nn.Linear(width, num_classes)
         else:
             classifier: OrderedDict[str, nn.Module] = OrderedDict(fc1=nn.Linear(width, hidden))
-            if head_norm:
+            if norm and head_norm:
                 classifier["bn1"] = nn.BatchNorm1d(hidden)
             classifier["relu1"] = nn.ReLU(inplace=True)
             classifier["fc2"] = nn.Linear(hidden, num_classes)
@@ -89,6 +93,7 @@ def build_vgg(
     head: Literal["linear", "fc512"] = "linear",
     head_norm: bool = True,
     conv_bias: bool = False,
+    norm: bool = True,
 ) -> VGG:
     """Build VGG-11, 13, 16 or 19, every number of channels multiplied by `width`.
 
@@ -104,5 +109,6 @@ def build_vgg(
         head=head,
         head_norm=head_norm,
         conv_bias=conv_bias,
+        norm=norm,
         hidden=scaled(512, width),
     )

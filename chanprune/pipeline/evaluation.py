@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from chanprune import data
 from chanprune.channels import count
 from chanprune.pipeline.loop import evaluate
-from chanprune.pipeline.model_file import load
+from chanprune.pipeline.model_file import extract, load
 from chanprune.pipeline.run import EVAL_BATCH, pick_device
 
 
-def evaluate_run(run_dir: Path, config: Mapping[str, Any], device: str) -> dict[str, float]:
+def evaluate_run(
+    run_dir: Path, config: Mapping[str, Any], device: str, levels: Sequence[float]
+) -> list[dict[str, float]]:
     """Load the compact model and the test set, and measure.
 
     Args:
         run_dir: The run's directory.
         config: Its configuration.
         device: "auto", "cpu" or "cuda".
+        levels: Fidelity levels, in (0, 1].
 
     Returns:
-        "accuracy" on the test set in [0, 1], "params", "macs".
+        For each level "fidelity", "accuracy" on the test set in [0, 1], "params", "macs".
 
     Raises:
         UserError: The model or the data set cannot be read.
@@ -31,9 +34,16 @@ def evaluate_run(run_dir: Path, config: Mapping[str, Any], device: str) -> dict[
     model = load(run_dir).to(chosen)
     dataset = data.load(seed=config["seed"], **config["dataset"]).on(chosen)
     batches = data.eval_batches(dataset, "test", batch_size=EVAL_BATCH, device=chosen)
-    counts = count(model, dataset.info.input_shape)
-    return {
-        "accuracy": evaluate(model, batches),
-        "params": counts.params,
-        "macs": counts.macs,
-    }
+    results = []
+    for level in levels:
+        small = extract(model, level) if level < 1 else model
+        counts = count(small, dataset.info.input_shape)
+        results.append(
+            {
+                "fidelity": level,
+                "accuracy": evaluate(small, batches),
+                "params": counts.params,
+                "macs": counts.macs,
+            }
+        )
+    return results

@@ -35,11 +35,12 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a stage trains: SGD with Nesterov momentum on a schedule."""
+    """How a stage trains: SGD with Nesterov momentum, or Adam, on a schedule."""
 
     epochs: int
     batch_size: int
     lr: float
+    optimiser: Literal["sgd", "adam"]
     momentum: float
     nesterov: bool
     weight_decay: float
@@ -99,7 +100,8 @@ def train(
         options.lr_factor,
         options.warmup,
     )
-    facts = method.before_training(model, schedule.travel(options.momentum))
+    momentum = options.momentum if options.optimiser == "sgd" else 0.0
+    facts = method.before_training(model, schedule.travel(momentum))
     record.start_stage(stage.name, options.epochs, num_steps, facts)
     optimiser = make_optimiser(model, options)
     forward = cast(nn.Module, torch.compile(model)) if options.compile else model
@@ -164,8 +166,8 @@ def _update(
     return loss, logits
 
 
-def make_optimiser(model: nn.Module, options: TrainOptions) -> torch.optim.SGD:
-    """Make SGD with one parameter group each for weights, batch norms, and biases."""
+def make_optimiser(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    """Make the optimiser, with one parameter group each for weights, batch norms, and biases."""
     norms = {id(p) for m in model.modules() if isinstance(m, BATCH_NORMS) for p in m.parameters()}
     weights, norm, biases = [], [], []
     for parameter in model.parameters():
@@ -180,13 +182,11 @@ def make_optimiser(model: nn.Module, options: TrainOptions) -> torch.optim.SGD:
         {"params": norm, "weight_decay": options.weight_decay_norm},
         {"params": biases, "weight_decay": options.weight_decay_bias},
     ]
+    groups = [group for group in groups if group["params"]]
+    if options.optimiser == "adam":
+        return torch.optim.Adam(groups, lr=options.lr)
     nesterov = options.nesterov and options.momentum > 0
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=options.lr,
-        momentum=options.momentum,
-        nesterov=nesterov,
-    )
+    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov)
 
 
 @torch.inference_mode()

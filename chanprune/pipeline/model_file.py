@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from chanprune.channels import Counts, Plan, compact, trace
+from chanprune.channels import Counts, Fidelity, Plan, compact, trace
 from chanprune.errors import UserError
 from chanprune.models import build_skeleton
 from chanprune.pipeline.files import write_json, write_tensors
@@ -96,7 +96,9 @@ def load(path: str | Path) -> nn.Module:
 
     Returns:
         The network, with `input_shape` (C, H, W), `class_names`, and `preprocess`, a transform from
-        a PIL image or uint8 tensor (C, H, W) to what the network takes.
+        a PIL image or uint8 tensor (C, H, W) to what the network takes. `set_fidelity(level)` lets
+        it compute with the first share of its channels, which is of use after multi-fidelity
+        fine-tuning; `extract` makes that smaller network stand alone.
 
     Raises:
         UserError: There is no such model, or it is damaged.
@@ -115,13 +117,36 @@ def load(path: str | Path) -> nn.Module:
     return model
 
 
+def extract(model: nn.Module, level: float) -> nn.Module:
+    """Return the network that a loaded one is at a fidelity level, standing alone.
+
+    Args:
+        model: What `load` returned.
+        level: Share of the channels, in (0, 1].
+
+    Raises:
+        ValueError: The level is out of range, or the network does not come from `load`.
+    """
+    fidelity = getattr(model, "fidelity", None)
+    if not isinstance(fidelity, Fidelity):
+        raise ValueError("extract takes a network that chanprune.load returned")
+    small = fidelity.extract(level)
+    for name in ("fidelity", "set_fidelity"):
+        delattr(small, name)
+    return small
+
+
 def _restore(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     architecture = dict(description["architecture"])
     input_shape = tuple(description["input_shape"])
     original = build_skeleton(**architecture)
     plan = Plan.from_json(description["plan"])
-    model = compact(original, trace(original, input_shape), plan, check=False).model
+    compacted = compact(original, trace(original, input_shape), plan, check=False)
+    model = compacted.model
     model.load_state_dict(dict(tensors), assign=True)
+    fidelity = Fidelity(model, compacted.graph)
+    model.fidelity = fidelity  # type: ignore[assignment]
+    model.set_fidelity = fidelity.set  # type: ignore[assignment]
     preprocessing = Preprocessing(
         input_shape,
         tuple(description["preprocess"]["mean"]),

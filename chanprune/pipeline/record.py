@@ -13,7 +13,7 @@ from tqdm import tqdm
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import RunError
 
-SHARES = ("accuracy", "nearly_zero_scales")
+SHARES = ("accuracy", "nearly_zero_scales", "scales_below_0.05")
 
 
 class Record:

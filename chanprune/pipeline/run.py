@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,10 +17,12 @@ from chanprune import data
 from chanprune.channels import (
     ChannelGraph,
     CompactionError,
+    Fidelity,
     Plan,
     UnsupportedNetwork,
     compact,
     count,
+    prefix_plan,
     recalibrate,
     trace,
 )
@@ -123,8 +125,9 @@ def run(config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> dict[st
         experiment.train(network, method, f"train{suffix}", config["train"])
         if method.prunes:
             experiment.prune(network, method, suffix)
-            hooks = method.finetune_hooks()
+            hooks = experiment.finetune_hooks(network, method)
             experiment.train(network, hooks, f"finetune{suffix}", config["finetune"])
+            experiment.measure_levels(network, hooks.levels)
     return experiment.finish(network)
 
 
@@ -236,6 +239,24 @@ class _Experiment:
             network.model = dropped.model
         if self.recalibrate:
             self.estimate_statistics(network, suffix)
+
+    def finetune_hooks(self, network: Network, method: Method) -> Method:
+        """Return the hooks of the finetune stage."""
+        try:
+            return method.finetune_hooks(network.graph)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def measure_levels(self, network: Network, levels: Sequence[float]) -> None:
+        """Add a row for each fidelity level below the whole network."""
+        fidelity = Fidelity(network.model, network.graph)
+        for level in levels:
+            if level < 1:
+                began = time.perf_counter()
+                plan = prefix_plan(network.graph, level)
+                small = Network(fidelity.extract(level), network.graph.after(plan))
+                self.measure(small, f"level {level:g}", time.perf_counter() - began)
+                network.rows[-1:-1] = small.rows
 
     def estimate_statistics(self, network: Network, suffix: str) -> None:
         """Estimate the batch-norm statistics anew on training images."""

@@ -1,0 +1,91 @@
+"""Fidelity levels: one network that runs with the first share of every layer's channels.
+
+The channels of a trained multi-fidelity network are in order of their worth (Chang et al. 2018). At
+level p every convolution computes with the first floor(p N) of its N channels; the smaller filters
+are views of the whole ones, so that one set of tensors serves all levels and a level costs about
+p^2 of the whole.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from chanprune.channels.compact import compact, put
+from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.plan import Plan
+from chanprune.channels.slicing import narrow
+
+
+def fidelity_groups(graph: ChannelGraph) -> list[str]:
+    """Name the channel groups that a level narrows: those that a convolution makes."""
+    return [
+        group.name
+        for group in graph.prunable("keep")
+        if any(graph.layers[producer].kind == "conv" for producer in group.producers)
+    ]
+
+
+def prefix_plan(graph: ChannelGraph, level: float) -> Plan:
+    """Keep the first floor(level * N) channels, at least one, of every group that levels narrow.
+
+    Where a grouped convolution splits a group into blocks, the first channels of each block stay.
+
+    Args:
+        graph: The network's channel graph.
+        level: Share of the channels, in (0, 1].
+
+    Raises:
+        ValueError: The level is out of range.
+    """
+    if not 0 < level <= 1:
+        raise ValueError(f"a fidelity level must be in (0, 1], not {level}")
+    kept = {}
+    for name in fidelity_groups(graph):
+        group = graph.groups[name]
+        width = group.size // group.blocks
+        first = max(1, math.floor(level * width + 1e-9))
+        kept[name] = [b * width + c for b in range(group.blocks) for c in range(first)]
+    return Plan(kept)
+
+
+class Fidelity:
+    """The switch of a network between levels.
+
+    Args:
+        model: The network, whole; `set` changes it in place.
+        graph: Its channel graph.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph):
+        self.model = model
+        self.graph = graph
+        self.level = 1.0
+        self._whole: dict[str, Tensor] = {}
+
+    def set(self, level: float) -> None:
+        """Compute with the first share of the channels from now on.
+
+        The tensors are views of the whole network's, which stays as it is. Move or train the
+        network at level 1.
+
+        Raises:
+            ValueError: The level is not in (0, 1].
+        """
+        plan = prefix_plan(self.graph, level)
+        if self.level == 1.0:
+            parameters = {key: p.detach() for key, p in self.model.named_parameters()}
+            self._whole = {**parameters, **dict(self.model.named_buffers())}
+        state = narrow(self._whole, self.graph, plan)
+        for name, layer in self.graph.after(plan).layers.items():
+            put(self.model.get_submodule(name), layer, state)
+        self.level = level
+
+    def extract(self, level: float) -> nn.Module:
+        """Return the stand-alone smaller network; it shares nothing with this one."""
+        before = self.level
+        self.set(1.0)
+        small = compact(self.model, self.graph, prefix_plan(self.graph, level), check=False).model
+        self.set(before)
+        return small

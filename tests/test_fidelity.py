@@ -1,0 +1,80 @@
+"""Fidelity levels: prefixes by views, nested, equal to the extracted network bit for bit."""
+
+import pytest
+import torch
+from torch import nn
+
+from chanprune.channels import Fidelity, compact, count, count_plan, masked, prefix_plan, trace
+from chanprune.models import build
+from tests.networks import SMALL, SMALL_SHAPE, randomise
+
+LEVELS = (0.25, 0.5, 0.75, 1.0)
+CHAINS = ("chain", "biased", "residual", "grouped", "gated", "dense", "preactivation")
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(SMALL[name](), 0).eval()
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("level", [0.25, 0.5, 0.6, 1.0])
+def test_a_level_equals_the_extracted_network_bit_for_bit(name, level):
+    model = network(name)
+    graph = trace(model, SMALL_SHAPE)
+    fidelity = Fidelity(model, graph)
+    images = torch.randn(2, *SMALL_SHAPE)
+    whole = model(images)
+    extracted = fidelity.extract(level)
+    fidelity.set(level)
+    assert torch.equal(model(images), extracted(images))
+    assert sum(p.numel() for p in model.parameters()) == count(extracted, SMALL_SHAPE).params
+    fidelity.set(1.0)
+    assert torch.equal(model(images), whole)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_level_by_masks_equals_a_level_by_slices(name):
+    model = network(name).double()
+    graph = trace(model, SMALL_SHAPE)
+    images = torch.randn(2, *SMALL_SHAPE, dtype=torch.float64)
+    for level in LEVELS:
+        plan = prefix_plan(graph, level)
+        small = compact(model, graph, plan).model
+        torch.testing.assert_close(small(images), masked(model, graph, plan)(images))
+
+
+def test_a_level_is_a_view_of_the_whole():
+    model = network("chain")
+    whole = {key: p.data_ptr() for key, p in model.named_parameters()}
+    Fidelity(model, trace(model, SMALL_SHAPE)).set(0.5)
+    for key, parameter in model.named_parameters():
+        assert parameter.data_ptr() == whole[key], key
+
+
+def test_levels_are_nested_and_their_cost_rises():
+    graph = trace(network("chain"), SMALL_SHAPE)
+    shares = [level / 20 for level in range(1, 21)]
+    plans = [prefix_plan(graph, share) for share in shares]
+    for low, high in zip(plans, plans[1:], strict=False):
+        assert all(set(low.kept[name]) <= set(high.kept[name]) for name in high.kept)
+    macs = [count_plan(network("chain"), graph, plan).macs for plan in plans]
+    assert macs == sorted(macs)
+    assert all(len(kept) >= 1 for kept in plans[0].kept.values())
+    assert prefix_plan(graph, 0.29 * 100 / 100).kept == prefix_plan(graph, 0.29).kept
+
+
+def test_the_cost_of_a_level_is_the_square_of_its_share():
+    model = build("vgg16", num_classes=10, in_channels=3, image_size=32, width=0.25)
+    graph = trace(model, (3, 32, 32))
+    whole = {layer.name: layer for layer in count(model, (3, 32, 32)).layers}
+    half = count_plan(model, graph, prefix_plan(graph, 0.5))
+    for layer in half.layers[1:]:
+        if layer.kind == "conv" and layer.name != "features.conv1_1":
+            assert layer.macs * 4 == whole[layer.name].macs
+
+
+@pytest.mark.parametrize("level", [0, -0.5, 1.01, float("nan")])
+def test_levels_out_of_range_are_refused(level):
+    with pytest.raises(ValueError, match=r"must be in \(0, 1\]"):
+        prefix_plan(trace(network("chain"), SMALL_SHAPE), level)

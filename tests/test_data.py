@@ -203,9 +203,18 @@ def test_a_val_split_is_used_where_there_is_one(tmp_path):
     }
 
 
+def test_one_image_of_another_size_is_refused_by_name(tmp_path):
+    path = make_archive(tmp_path, as_zip=False)
+    odd = sorted((path / "train" / "bee").iterdir())[-1]
+    Image.new("RGB", (17, 16)).save(odd)
+    with pytest.raises(UserError, match=rf"{odd.name} has 17 x 16 pixels"):
+        data.load("imagefolder", seed=0, root=str(path))
+    assert data.load("imagefolder", seed=0, root=str(path), image_size=16).info.input_shape[1] == 16
+
+
 def test_images_of_other_sizes_are_resized_and_cropped(tmp_path):
     path = make_archive(tmp_path, as_zip=True, size=(40, 20))
-    with pytest.raises(UserError, match="40 x 20 pixels; set dataset.image_size"):
+    with pytest.raises(UserError, match="40 x 20 pixels; .*set dataset.image_size"):
         data.describe("imagefolder", root=str(path))
     dataset = data.load("imagefolder", seed=0, root=str(path), image_size=18)
     assert dataset.splits["train"].images.shape[1:] == (3, 18, 18)

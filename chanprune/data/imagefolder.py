@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -89,18 +89,26 @@ class FileSource:
         archive: Where they are.
         members: One name per image.
         labels: (N,) int64.
-        size: They are resized to, and cropped at the centre to, size x size.
+        size: Their height and width in pixels.
+        resizes: Whether images of another size are resized and cropped at the centre, or refused.
     """
 
     archive: Archive
     members: list[str]
     labels: Tensor
     size: int
+    resizes: bool
 
     def read(self, index: int) -> Tensor:
-        """Return one image, uint8 (3, H, W)."""
+        """Return one image, uint8 (3, H, W).
+
+        Raises:
+            UserError: It cannot be read, or has another size than the others.
+        """
         image = self.archive.read(self.members[index])
         if image.size != (self.size, self.size):
+            if not self.resizes:
+                raise _of_another_size(self.archive, self.members[index], image)
             image = v2.functional.resize(image, [self.size], antialias=True)
             image = v2.functional.center_crop(image, [self.size, self.size])
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -108,7 +116,7 @@ class FileSource:
     def subset(self, indices: Tensor) -> FileSource:
         """Return the images `indices` (M,)."""
         members = [self.members[i] for i in indices.tolist()]
-        return FileSource(self.archive, members, self.labels[indices], self.size)
+        return replace(self, members=members, labels=self.labels[indices])
 
     def in_memory(self) -> MemorySource:
         """Decode all images."""
@@ -142,7 +150,8 @@ def load(options: Options, seed: int) -> Dataset:
     for split, classes in index.items():
         members = [m for name in info.class_names for m in classes[name]]
         labels = [k for k, name in enumerate(info.class_names) for _ in classes[name]]
-        sources[split] = FileSource(archive, members, torch.tensor(labels), size)
+        resizes = options.image_size is not None
+        sources[split] = FileSource(archive, members, torch.tensor(labels), size, resizes)
     name = Path(options.root).name
     train, test, val = sources["train"], sources["test"], sources.get("val")
     return assemble(name, info, train, test, options, seed, val)
@@ -190,8 +199,13 @@ def _native_size(archive: Archive, index: Index) -> int:
     first = next(iter(index["train"].values()))[0]
     width, height = archive.read(first).size
     if width != height:
-        raise UserError(
-            f"{archive.path}: the image {first} has {width} x {height} pixels; "
-            f"set dataset.image_size to the square size that the network shall see"
-        )
+        raise _of_another_size(archive, first, archive.read(first))
     return width
+
+
+def _of_another_size(archive: Archive, member: str, image: Image.Image) -> UserError:
+    width, height = image.size
+    return UserError(
+        f"{archive.path}: the image {member} has {width} x {height} pixels; where images are not "
+        "all square and alike, set dataset.image_size to the size that the network shall see"
+    )

@@ -93,7 +93,8 @@ def _compose_and_run(config_name: str, task: Task) -> None:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
-    for section in SECTIONS.keys() & config.keys():
+    is_experiment = SECTIONS.keys() <= config.keys()
+    for section in SECTIONS if is_experiment else ():
         if not OmegaConf.is_dict(config[section]):
             raise not_a_section(section, config[section])
     try:

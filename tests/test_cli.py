@@ -34,7 +34,10 @@ def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
 
 
 MISTAKES = [
-    ("method=slimmin", "method=slimmin: no such choice; choose from: none, slimming (did you mean"),
+    (
+        "method=slimmin",
+        "method=slimmin: no such choice; choose from: none, prioritized, slimming (did",
+    ),
     ("model=vgg99", "vgg11, vgg13, vgg16, vgg19 (did you mean vgg19?)"),
     ("experiment=slimming/vgg", "choose from: slimming/vgg19_cifar10"),
     ("train.epochz=3", "train.epochz: unknown key; known here: epochs, batch_size"),
@@ -49,7 +52,7 @@ MISTAKES = [
     ("seed=-1", "seed=-1: must be an integer in [0, 4294967296)"),
     ("seed=99999999999999999999", "must be an integer in [0, 4294967296)"),
     ("model=null", "model=null: no such choice; choose from: condensenet110"),
-    ("method=", "method=: no such choice; choose from: none, slimming"),
+    ("method=", "method=: no such choice; choose from: none, prioritized, slimming"),
     ("slimming", "slimming: must be KEY=VALUE"),
     ("--epochs 3", "unrecognized arguments: --epochs"),
     ("train.lr=0.1,0.2", "several values are several runs, which need the flag -m"),
@@ -160,7 +163,11 @@ def test_train_then_evaluate_then_again(tmp_path):
 
     measured = call("chanprune.evaluate", "run=out", "format=json", cwd=tmp_path)
     result = json.loads(measured.stdout)
+    assert result.pop("fidelity") == 1.0
     assert result == {key: summary[key] for key in ("accuracy", "params", "macs")}
+    several = call("chanprune.evaluate", "run=out", "fidelity=0.5,1.0", "format=json", cwd=tmp_path)
+    half, whole = json.loads(several.stdout)
+    assert whole == {"fidelity": 1.0, **result} and half["macs"] < whole["macs"]
     assert "test accuracy" in call("chanprune.evaluate", "run=out", cwd=tmp_path).stdout
 
     again = train(*TINY, "run.dir=out", cwd=tmp_path)
@@ -227,7 +234,11 @@ def test_evaluating_what_is_no_run_is_refused(tmp_path):
     for arguments, message in (
         (["run=nowhere"], "no finished run is there"),
         ([], "run is missing; give run=..."),
-        (["run=x", "fromat=json"], "fromat: unknown key; known here: format, run, device"),
+        (
+            ["run=x", "fromat=json"],
+            "fromat: unknown key; known here: format, run, fidelity, device",
+        ),
+        (["run=x", "fidelity=0,1"], "must be a list of numbers in (0, 1], such as [0.5,0.75]"),
     ):
         asked = call("chanprune.evaluate", *arguments, cwd=tmp_path)
         assert asked.returncode == 2

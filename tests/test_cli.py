@@ -225,6 +225,13 @@ def test_a_config_yaml_of_another_program_makes_no_run(text, tmp_path):
     assert sorted(mine.rglob("*")) == before and (mine / "config.yaml").read_text() == text
 
 
+@pytest.mark.parametrize("method", ["slimming", "prioritized"])
+def test_a_network_without_scales_is_refused_in_one_line(method, tmp_path):
+    asked = train(*TINY, f"method={method}", "model.norm=false", "run.dir=out", cwd=tmp_path)
+    assert asked.returncode == 2 and asked.stderr.count("\n") == 1
+    assert "VGG has no batch norms" in asked.stderr and "model.norm=true" in asked.stderr
+
+
 def test_an_optional_choice_can_be_null(tmp_path):
     asked = call("chanprune.summarize", "experiment=null", "format=json", cwd=tmp_path)
     assert asked.returncode == 0, asked.stderr

@@ -49,8 +49,9 @@ def test_hydra_stops_at_the_entry_points():
 
 
 def test_slicing_is_done_in_the_channel_core_alone():
-    for part in ("methods", "pipeline"):
-        for path in (PACKAGE / part).rglob("*.py"):
+    index_layer_of_its_own = PACKAGE / "models" / "condensenet.py"
+    for part in ("methods", "models", "pipeline"):
+        for path in set((PACKAGE / part).rglob("*.py")) - {index_layer_of_its_own}:
             text = path.read_text(encoding="utf-8")
             assert "index_select" not in text, path
             assert "take_along_dim" not in text, path

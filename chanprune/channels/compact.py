@@ -68,7 +68,7 @@ def compact(
     """
     after = graph.after(plan)
     small = _shrunk(model, graph, after, plan)
-    max_error = _self_check(model, graph, plan) if check else float("nan")
+    max_error = _self_check(model, graph, after, plan) if check else float("nan")
     absorbed = absorb_constants(model, small, graph, plan) if absorb == "bias" else {}
     return Compaction(small, after, max_error, absorbed)
 
@@ -146,7 +146,7 @@ def put(module: nn.Module, layer: Layer, state: Mapping[str, torch.Tensor]) -> N
         module.num_features = len(layer.outputs)
 
 
-def _self_check(model: nn.Module, graph: ChannelGraph, plan: Plan) -> float:
+def _self_check(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Plan) -> float:
     """Compare compact and masked network on random images; return the largest difference.
 
     In a network that was never trained, the batch norms' initial statistics let the signal die
@@ -158,8 +158,9 @@ def _self_check(model: nn.Module, graph: ChannelGraph, plan: Plan) -> float:
     shape = (2, *graph.input_shape)
     images = torch.randn(shape, dtype=torch.float64, generator=generator).to(device)
     exact = copy.deepcopy(model).double().eval()
-    first = _difference(exact, graph, plan, images)
-    return max(first, _difference(_with_statistics_of(images, exact), graph, plan, images))
+    first = _difference(exact, graph, after, plan, images)
+    lively = _with_statistics_of(images, exact)
+    return max(first, _difference(lively, graph, after, plan, images))
 
 
 @torch.no_grad()
@@ -173,14 +174,16 @@ def _with_statistics_of(images: torch.Tensor, model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _difference(model: nn.Module, graph: ChannelGraph, plan: Plan, images: torch.Tensor) -> float:
+def _difference(
+    model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Plan, images: torch.Tensor
+) -> float:
     """Return the largest difference to the masked network, relative to its largest output.
 
     Raises:
         CompactionError: It is above the tolerance.
     """
     reference = masked(model, graph, plan)
-    compacted = _shrunk(model, graph, graph.after(plan), plan)
+    compacted = _shrunk(model, graph, after, plan)
     with torch.inference_mode():
         expected = _first(reference(images))
         got = _first(compacted(images))
@@ -189,7 +192,7 @@ def _difference(model: nn.Module, graph: ChannelGraph, plan: Plan, images: torch
     if not error <= TOLERANCE:
         raise CompactionError(
             f"compact and masked network differ by {error:.2g} (allowed {TOLERANCE:g}); "
-            f"{_where_they_part(reference, compacted, graph, plan, images)}"
+            f"{_where_they_part(reference, compacted, graph, after, plan, images)}"
         )
     return error
 
@@ -198,12 +201,12 @@ def _where_they_part(
     reference: nn.Module,
     compacted: nn.Module,
     graph: ChannelGraph,
+    after: ChannelGraph,
     plan: Plan,
     images: torch.Tensor,
 ) -> str:
     """Name the first layer whose kept outputs differ."""
     keep = torch.from_numpy(graph.kept_mask(plan))
-    after = graph.after(plan)
     outputs = [_layer_outputs(network, after, images) for network in (reference, compacted)]
     for name, full in outputs[0].items():
         if after.layers[name].kind == "constant":

@@ -21,10 +21,9 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Selection, scale_scores
-from chanprune.channels.operations import BATCH_NORMS
 from chanprune.methods.base import Method, PruneOptions, Step, select
 from chanprune.methods.multi_fidelity import MultiFidelity
-from chanprune.methods.slimming import penalty_weight
+from chanprune.methods.slimming import penalty_weight, scaled_norms
 
 NEARLY_ZERO = 0.05
 
@@ -63,7 +62,7 @@ class Prioritized(Method):
 
     def before_training(self, model: nn.Module, lr_travel: float) -> dict[str, float]:
         """Let the scales start in decreasing order, and fix the weights of the penalties."""
-        norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.affine]
+        norms = scaled_norms(model)
         self.scales = [norm.weight for norm in norms]
         with torch.no_grad():
             for norm in norms:

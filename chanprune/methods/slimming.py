@@ -21,11 +21,27 @@ from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Selection, scale_scores
 from chanprune.channels.operations import BATCH_NORMS
+from chanprune.errors import UserError
 from chanprune.methods.base import Method, PruneOptions, Step, select
 
 PAPER_TRAVEL = 6.6
 LARGEST_DEFAULT_WEIGHT = 0.01
 NEARLY_ZERO = 0.01
+
+
+def scaled_norms(model: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
+    """Find the batch norms that have scales.
+
+    Raises:
+        UserError: There is none, so that no channel has a scale to be chosen by.
+    """
+    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.affine]
+    if not norms:
+        raise UserError(
+            f"{type(model).__name__} has no batch norms, whose scales this method chooses channels "
+            "by; take a network that has (for VGG model.norm=true), or method=none"
+        )
+    return norms
 
 
 def penalty_weight(weight: float | None, travel: float | None, lr_travel: float) -> float:
@@ -61,8 +77,7 @@ class Slimming(Method):
 
     def before_training(self, model: nn.Module, lr_travel: float) -> dict[str, float]:
         """Find the scales and fix the weight of the penalty for this schedule."""
-        norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.affine]
-        self.scales = [norm.weight for norm in norms]
+        self.scales = [norm.weight for norm in scaled_norms(model)]
         self.sparsity_weight = penalty_weight(self._given_weight, self._given_travel, lr_travel)
         travel = self.sparsity_weight * lr_travel
         return {"sparsity_weight": self.sparsity_weight, "travel": travel}

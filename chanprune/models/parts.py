@@ -15,6 +15,15 @@ def scaled(channels: int, width: float, multiple: int = 1) -> int:
     return max(1, round(channels * width / multiple)) * multiple
 
 
+def resnext_widths(
+    width: float, cardinality: int, base_width: int
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Return the channels of ResNeXt-29's stem, and of each stage inside and outside its blocks."""
+    inner = cardinality * scaled(base_width, width)
+    outer = tuple(scaled(channels, width) for channels in (256, 512, 1024))
+    return scaled(64, width), (inner, 2 * inner, 4 * inner), outer
+
+
 def initialise(
     model: nn.Module, *, norm_scale: float = 1.0, linear_std: float | None = None
 ) -> None:

@@ -13,7 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from chanprune.models.parts import ZeroPadShortcut, check_image_size, initialise, scaled
+from chanprune.models.parts import (
+    ZeroPadShortcut,
+    check_image_size,
+    initialise,
+    resnext_widths,
+    scaled,
+)
 
 EXPANSION = 4
 
@@ -151,12 +157,12 @@ def build_preresnext(
         UserError: The image is too small.
     """
     check_image_size("preresnext29", image_size, smallest=8)
-    group_width = scaled(base_width, width)
+    stem, inner, outer = resnext_widths(width, cardinality, base_width)
     return PreResNet(
         3,
-        scaled(64, width),
-        tuple(cardinality * group_width * factor for factor in (1, 2, 4)),
-        tuple(scaled(channels, width) for channels in (256, 512, 1024)),
+        stem,
+        inner,
+        outer,
         groups=cardinality,
         shortcut="zero_pad",
         downsample="pool",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from chanprune.models.parts import check_image_size, initialise, scaled
+from chanprune.models.parts import check_image_size, initialise, resnext_widths
 
 
 class Bottleneck(nn.Module):
@@ -96,11 +96,11 @@ def build_resnext(
         UserError: The image is too small.
     """
     check_image_size("resnext29", image_size, smallest=8)
-    group_width = scaled(base_width, width)
+    stem, inner, outer = resnext_widths(width, cardinality, base_width)
     return ResNeXt(
-        scaled(64, width),
-        tuple(cardinality * group_width * factor for factor in (1, 2, 4)),
-        tuple(scaled(channels, width) for channels in (256, 512, 1024)),
+        stem,
+        inner,
+        outer,
         cardinality,
         num_classes,
         in_channels,

@@ -137,7 +137,15 @@ class NoMethod(_Section):
     name: Literal["none"]
 
 
-class Slimming(_Section):
+class _Leveled(_Section):
+    """Methods whose product may run at several fidelity levels."""
+
+    levels: list[Annotated[float, Field(gt=0, le=1)]]
+    sandwich: bool
+    level_statistics: Annotated[int, Field(ge=0)]
+
+
+class Slimming(_Leveled):
     """method=slimming."""
 
     name: Literal["slimming"]
@@ -146,14 +154,21 @@ class Slimming(_Section):
     passes: Annotated[int, Field(ge=1)]
 
 
-class Prioritized(_Section):
+class Prioritized(_Leveled):
     """method=prioritized."""
 
     name: Literal["prioritized"]
     sparsity_weight: NotNegative | None
     travel: NotNegative | None
     monotonicity_weight: NotNegative | None
-    levels: list[Annotated[float, Field(gt=0, le=1)]]
+    decreasing: bool
+
+
+class IncompleteDotProducts(_Leveled):
+    """method=idp."""
+
+    name: Literal["idp"]
+    profile: Literal["all_one", "linear", "harmonic", "half_exponential"]
 
 
 class Prune(_Section):
@@ -164,6 +179,7 @@ class Prune(_Section):
     ratio: Share
     absorb: Literal["none", "bias"]
     coupled: Literal["keep", "together"]
+    order: bool
     min_channels: Annotated[int, Field(ge=0)]
     min_share: Annotated[float, Field(ge=0, le=1)]
     max_share: Annotated[float, Field(gt=0, le=1)]
@@ -219,7 +235,7 @@ SECTIONS: dict[str, list[type[_Section]]] = {
     "run": [RunSection],
     "model": [Vgg, ResNet, PreResNet, ResNeXt, DenseNet, CondenseNet, Library],
     "dataset": [Embedded, FromFiles],
-    "method": [NoMethod, Slimming, Prioritized],
+    "method": [NoMethod, Slimming, Prioritized, IncompleteDotProducts],
     "prune": [Prune],
     "train": [Train],
     "finetune": [Finetune],
@@ -297,6 +313,16 @@ def _check_together(config: Mapping[str, Any]) -> None:
     levels = method.get("levels", [1.0])
     if levels != sorted(set(levels)) or not levels:
         raise UserError(f"method.levels={levels}: must be ascending and distinct, at least one")
+    if method.get("sandwich") and len(levels) < 2:
+        raise UserError(f"method.sandwich=true needs several levels, not method.levels={levels}")
+    is_ordered = config["prune"]["order"]
+    if method["name"] == "slimming" and levels != [1.0] and not is_ordered:
+        raise UserError(
+            f"method.levels={levels} with method=slimming needs prune.order=true, so that the "
+            "first channels are the important ones"
+        )
+    if is_ordered and method.get("passes", 1) > 1:
+        raise UserError("prune.order=true goes with method.passes=1 only")
     for stage in ("train", "finetune"):
         milestones = config[stage]["milestones"]
         if milestones != sorted(set(milestones)):

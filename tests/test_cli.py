@@ -36,10 +36,10 @@ def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
 MISTAKES = [
     (
         "method=slimmin",
-        "method=slimmin: no such choice; choose from: none, prioritized, slimming (did",
+        "method=slimmin: no such choice; choose from: idp, none, prioritized, slimming (did",
     ),
     ("model=vgg99", "vgg11, vgg13, vgg16, vgg19 (did you mean vgg19?)"),
-    ("experiment=slimming/vgg", "choose from: slimming/vgg19_cifar10"),
+    ("experiment=slimming/vgg", "choose from: prioritized/idp_vgg16_cifar10"),
     ("train.epochz=3", "train.epochz: unknown key; known here: epochs, batch_size"),
     ("+train.foo=3", "train.foo: unknown key"),
     ("epochs=3", "epochs: unknown key; known here: seed, device"),
@@ -52,7 +52,7 @@ MISTAKES = [
     ("seed=-1", "seed=-1: must be an integer in [0, 4294967296)"),
     ("seed=99999999999999999999", "must be an integer in [0, 4294967296)"),
     ("model=null", "model=null: no such choice; choose from: condensenet110"),
-    ("method=", "method=: no such choice; choose from: none, prioritized, slimming"),
+    ("method=", "method=: no such choice; choose from: idp, none, prioritized, slimming"),
     ("slimming", "slimming: must be KEY=VALUE"),
     ("--epochs 3", "unrecognized arguments: --epochs"),
     ("train.lr=0.1,0.2", "several values are several runs, which need the flag -m"),
@@ -67,6 +67,14 @@ MISTAKES = [
     ("dataset=imagefolder", "dataset.root is missing; give dataset.root=..."),
     ("dataset=imagefolder dataset.root=nowhere", "dataset.root=nowhere does not exist"),
     ("method.travel=1 method.sparsity_weight=1e-4", "not both"),
+    ("method=idp method.levels=[0,0.5]", "must be a list of numbers in (0, 1]"),
+    ("method=prioritized method.levels=[1.0,0.5]", "must be ascending and distinct"),
+    ("method=prioritized method.levels=[0.5,0.5]", "must be ascending and distinct"),
+    ("method=prioritized method.levels=[]", "must be ascending and distinct, at least one"),
+    ("method.levels=[0.5,1.0]", "needs prune.order=true"),
+    ("method=idp method.levels=[1.0] method.sandwich=true", "needs several levels"),
+    ("method=idp method.profile=liner", "(did you mean linear?)"),
+    ("prune.order=true method.passes=2", "prune.order=true goes with method.passes=1"),
 ]
 
 

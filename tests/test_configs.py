@@ -31,7 +31,7 @@ def test_there_are_as_many_choices_as_names():
     assert stems["method"] == set(METHODS) and stems["dataset"] == set(DATASETS)
     forms = {"densenet40_bottleneck", "densenet100_bottleneck", "densenet100_bc"}
     assert stems["model"] == {*MODELS, *forms, "torchvision", "timm"} - {"densenet100"}
-    assert len(stems["experiment"]) == 3
+    assert len(stems["experiment"]) == 7
 
 
 @pytest.mark.parametrize("path", CHOICES, ids=str)
@@ -56,6 +56,20 @@ def test_experiments_are_the_published_recipe():
     for stage in (config["train"], config["finetune"]):
         assert (stage["epochs"], stage["batch_size"], stage["lr"]) == (160, 64, 0.1)
         assert stage["milestones"] == [0.5, 0.75] and stage["nesterov"]
+
+
+def test_rows_of_the_prioritized_table_are_the_published_recipe():
+    for classes, levels in ((10, [0.25, 0.5, 0.75, 1.0]), (100, [0.5, 1.0])):
+        config = composed(f"experiment=prioritized/vgg16_cifar{classes}")
+        assert config["method"]["levels"] == levels and config["method"]["sparsity_weight"] == 1e-3
+        assert config["prune"]["rule"] == "elementwise" and config["prune"]["threshold"] == 0.05
+        for stage in (config["train"], config["finetune"]):
+            assert (stage["optimiser"], stage["lr"], stage["batch_size"]) == ("adam", 5e-4, 64)
+            assert stage["milestones"] == [] and stage["weight_decay_norm"] == 0
+        config = composed(f"experiment=prioritized/idp_vgg16_cifar{classes}")
+        assert not config["model"]["norm"] and config["method"]["levels"] == levels
+        assert (config["train"]["lr"], config["train"]["batch_size"]) == (2e-4, 32)
+        assert config["finetune"]["epochs"] == 0
 
 
 def test_the_command_line_overrides_data_set_and_experiment():

@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from chanprune.channels import Fidelity, compact, count, count_plan, masked, prefix_plan, trace
+from chanprune.channels import (
+    Fidelity,
+    compact,
+    count,
+    count_plan,
+    masked,
+    order_by,
+    prefix_plan,
+    recalibrate,
+    scale_scores,
+    trace,
+)
 from chanprune.models import build
 from tests.networks import SMALL, SMALL_SHAPE, randomise
 
@@ -72,6 +83,67 @@ def test_the_cost_of_a_level_is_the_square_of_its_share():
     for layer in half.layers[1:]:
         if layer.kind == "conv" and layer.name != "features.conv1_1":
             assert layer.macs * 4 == whole[layer.name].macs
+
+
+def batches(number: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(8, *SMALL_SHAPE, generator=generator), torch.zeros(8))] * number
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_level_with_statistics_of_its_own_equals_the_extracted_network(name):
+    model = network(name)
+    graph = trace(model, SMALL_SHAPE)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    fidelity = Fidelity(model, graph)
+    shared = fidelity.extract(0.5)
+    fidelity.estimate(0.5, batches(), "cpu")
+    recalibrate(shared, batches(), "cpu")
+    images = torch.randn(2, *SMALL_SHAPE)
+    fidelity.set(0.5)
+    expected = shared(images)
+    assert torch.equal(model(images), expected)
+    assert torch.equal(fidelity.extract(0.5)(images), expected)
+    fidelity.set(1.0)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_level_without_statistics_takes_those_of_the_next_higher_one():
+    model = network("chain")
+    graph = trace(model, SMALL_SHAPE)
+    fidelity = Fidelity(model, graph)
+    for level in (0.25, 0.5):
+        fidelity.estimate(level, batches(), "cpu")
+    own = {level: fidelity.statistics[level]["first.1.running_mean"] for level in (0.25, 0.5)}
+    for level, source in ((0.2, 0.25), (0.25, 0.25), (0.4, 0.5), (0.5, 0.5)):
+        fidelity.set(level)
+        norm = model.first[1]
+        assert torch.equal(norm.running_mean, own[source][: norm.num_features])
+    whole = network("chain").first[1].running_mean
+    for level in (0.75, 1.0):
+        fidelity.set(level)
+        norm = model.first[1]
+        assert torch.equal(norm.running_mean, whole[: norm.num_features])
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_ordering_changes_nothing_and_puts_the_highest_scores_first(name):
+    model = network(name).double()
+    graph = trace(model, SMALL_SHAPE)
+    scores = scale_scores(model, graph, graph.prunable("keep"))
+    ordered, order = order_by(model, graph, scores)
+    images = torch.randn(3, *SMALL_SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(ordered(images), model(images))
+    after = scale_scores(ordered, graph, graph.prunable("keep"))
+    for group, places in order.items():
+        assert sorted(places) == list(range(graph.groups[group].size))
+        assert torch.equal(after[group], scores[group].sort(descending=True).values)
+    untouched = set(after) - set(order)
+    assert all(torch.equal(after[group], scores[group]) for group in untouched)
+    again, same = order_by(ordered, graph, after)
+    assert all(places == sorted(places) for places in same.values())
+    state = again.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in ordered.state_dict().items())
 
 
 @pytest.mark.parametrize("level", [0, -0.5, 1.01, float("nan")])

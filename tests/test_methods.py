@@ -37,21 +37,28 @@ NOW = Step(index=0, epoch=0, lr=0.1, progress=0.0)
 
 def test_one_step_without_data_moves_a_scale_by_penalty_and_decay():
     """lr * (weight * sign + decay * scale) * (1 + momentum) on the first Nesterov step."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 4),
+        nn.BatchNorm1d(4),
+    )
     start = torch.tensor([0.5, -0.5, 0.0, 2.0])
     with torch.no_grad():
         model[1].weight.copy_(start)
-        model[3].weight.copy_(start)
+        model[5].weight.copy_(start)
     before = {name: p.clone() for name, p in model.named_parameters()}
     method = Slimming(sparsity_weight=1e-4)
-    method.before_training(model, lr_travel=1.0)
+    method.before_training(model, trace(model, SMALL_SHAPE), lr_travel=1.0)
     optimiser = make_optimiser(model, OPTIONS)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     method.after_backward(NOW)
     optimiser.step()
     expected = start - 0.1 * (1e-4 * start.sign() + 1e-4 * start) * 1.9
-    for norm in (model[1], model[3]):
+    for norm in (model[1], model[5]):
         torch.testing.assert_close(norm.weight.detach(), expected, rtol=0, atol=1e-9)
         assert norm.weight[2] == 0
     assert 0.5 - model[1].weight[0].item() == pytest.approx(2.85e-5, rel=1e-2)
@@ -81,13 +88,14 @@ def test_the_papers_schedule_brings_unused_scales_to_zero():
 
 def test_travel_and_weight_are_two_names_of_one_thing():
     model = SMALL["chain"]()
-    facts = Slimming(travel=3.0).before_training(model, lr_travel=6000.0)
+    graph = trace(model, SMALL_SHAPE)
+    facts = Slimming(travel=3.0).before_training(model, graph, lr_travel=6000.0)
     assert facts == {"sparsity_weight": pytest.approx(5e-4), "travel": pytest.approx(3.0)}
-    facts = Slimming(sparsity_weight=5e-4).before_training(model, lr_travel=6000.0)
+    facts = Slimming(sparsity_weight=5e-4).before_training(model, graph, lr_travel=6000.0)
     assert facts["travel"] == pytest.approx(3.0)
-    paper = Slimming().before_training(model, lr_travel=66_001.0)
+    paper = Slimming().before_training(model, graph, lr_travel=66_001.0)
     assert paper == {"sparsity_weight": pytest.approx(1e-4, rel=1e-4), "travel": pytest.approx(6.6)}
-    assert Slimming().before_training(model, lr_travel=100.0)["sparsity_weight"] == 0.01
+    assert Slimming().before_training(model, graph, lr_travel=100.0)["sparsity_weight"] == 0.01
     with pytest.raises(ValueError, match="not both"):
         Slimming(sparsity_weight=1e-4, travel=1.0)
 

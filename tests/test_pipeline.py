@@ -43,6 +43,7 @@ PRUNE = {
     "ratio": 0.5,
     "absorb": "bias",
     "coupled": "keep",
+    "order": False,
     "min_channels": 1,
     "min_share": 0.02,
     "max_share": 1.0,

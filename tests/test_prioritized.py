@@ -58,7 +58,7 @@ def test_ties_decide_the_order_coefficient():
 def test_scales_never_become_negative_and_get_both_gradients():
     model = SMALL["chain"]()
     method = Prioritized(sparsity_weight=0.1, monotonicity_weight=1.0)
-    method.before_training(model, lr_travel=1.0)
+    method.before_training(model, trace(model, SMALL_SHAPE), lr_travel=1.0)
     for scale in method.scales:
         scale.grad = torch.zeros_like(scale)
         scale.data[3] = scale.data[2] + 1
@@ -109,7 +109,7 @@ def prepared(levels=LEVELS):
     model = randomise(SMALL["chain"](), 0).double().train()
     graph = trace(model, SMALL_SHAPE)
     method = MultiFidelity(graph, levels)
-    method.before_training(model, 1.0)
+    method.before_training(model, graph, 1.0)
     images = torch.randn(6, *SMALL_SHAPE, dtype=torch.float64)
     return model, graph, method, images, torch.randint(5, (6,))
 
@@ -130,7 +130,7 @@ def test_the_loss_and_its_gradient_are_the_sums_over_the_levels():
     losses, parts = [], []
     for level in LEVELS:
         one = MultiFidelity(graph, [level])
-        one.before_training(model, 1.0)
+        one.before_training(model, graph, 1.0)
         value, _, gradient = gradients(model, one, images, labels)
         small = compact(model, graph, prefix_plan(graph, level)).model.eval()
         expected = nn.functional.cross_entropy(small(images), labels)
@@ -147,9 +147,30 @@ def test_the_loss_and_its_gradient_are_the_sums_over_the_levels():
 def test_channels_beyond_a_level_get_no_gradient_from_it():
     model, graph, _, images, labels = prepared()
     method = MultiFidelity(graph, [0.75])
-    method.before_training(model, 1.0)
+    method.before_training(model, graph, 1.0)
     gradient = gradients(model, method, images, labels)[2]["first.0.weight"]
     assert gradient[:6].abs().max() > 0 and gradient[6:].abs().max() == 0
+
+
+def test_the_sandwich_takes_both_ends_and_distils_from_the_highest():
+    model, graph, _, images, labels = prepared()
+    method = MultiFidelity(graph, LEVELS, sandwich=True)
+    method.before_training(model, graph, 1.0)
+    method.before_step(NOW)
+    torch.manual_seed(3)
+    loss, logits = method.loss(model, images, labels, 0.1)
+    torch.manual_seed(3)
+    lowest, *between, highest = method._sampled()
+    assert (lowest, highest) == (0.25, 1.0) and all(0.25 <= level <= 1 for level in between)
+    assert len(set(between)) == 2
+    model.eval()
+    torch.testing.assert_close(logits, model(images))
+    expected = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    for level in (lowest, *between):
+        small = compact(model, graph, prefix_plan(graph, level)).model
+        log_probabilities = small(images).log_softmax(1)
+        expected = expected - (logits.softmax(1).detach() * log_probabilities).sum(1).mean()
+    torch.testing.assert_close(loss, expected)
 
 
 def test_batch_norms_are_frozen():
@@ -207,11 +228,49 @@ def finished(tmp_path_factory):
     return folder, execute(config, folder)
 
 
+def test_any_slimmed_network_becomes_a_network_for_every_level(tmp_path):
+    config = changed(
+        method={"name": "slimming", "levels": [0.5, 1.0], "level_statistics": 128},
+        prune={"order": True},
+        finetune={"lr": 0.001},
+    )
+    summary = execute(config, tmp_path)
+    assert len(summary["levels"]) == 2
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    net = chanprune.load(tmp_path)
+    for name, order in plan["order"].items():
+        assert sorted(order) == plan["kept"][name]
+    for norm in net.modules():
+        if isinstance(norm, BATCH_NORMS):
+            assert torch.equal(norm.weight.abs(), norm.weight.abs().sort(descending=True).values)
+    level = summary["levels"][summary["stages"][-1]["stage"]][0]
+    small = chanprune.extract(net, 0.5)
+    assert count(small, net.input_shape).macs == level["macs"]
+    images = torch.randn(2, *net.input_shape)
+    net.set_fidelity(0.5)
+    assert torch.equal(net(images), small(images))
+    plain = changed(method={"name": "slimming"}, prune={"order": True})
+    before = execute(changed(method={"name": "slimming"}), tmp_path / "plain")
+    after = execute(plain, tmp_path / "ordered")
+    assert [row["val_accuracy"] for row in before["stages"][:3]] == [
+        row["val_accuracy"] for row in after["stages"][:3]
+    ]
+    for norm in chanprune.load(tmp_path / "ordered").modules():
+        if isinstance(norm, BATCH_NORMS):
+            assert torch.equal(norm.weight.abs(), norm.weight.abs().sort(descending=True).values)
+
+
 def test_a_run_gives_one_file_for_every_level(finished):
     folder, summary = finished
     stages = [stage["stage"] for stage in summary["stages"]]
-    assert stages[:4] == ["trained", "pruned", "pruned, constants absorbed", "level 0.5"]
-    assert stages[4].startswith("fine-tuned")
+    assert stages[:5] == [
+        "trained",
+        "pruned",
+        "pruned, constants absorbed, level 0.5",
+        "pruned, constants absorbed",
+        "fine-tuned, level 0.5",
+    ]
+    assert stages[5].startswith("fine-tuned (epoch")
     net = chanprune.load(folder)
     images = torch.randn(2, *net.input_shape)
     whole = net(images)
@@ -221,7 +280,7 @@ def test_a_run_gives_one_file_for_every_level(finished):
         assert torch.equal(net(images), small(images))
         net.set_fidelity(1.0)
     assert torch.equal(net(images), whole)
-    level = summary["stages"][3]
+    level = summary["stages"][4]
     assert count(chanprune.extract(net, 0.5), net.input_shape).macs == level["macs"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {"scales_below_0.05", "order", "violation"} <= lines[0].keys()

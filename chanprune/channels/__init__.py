@@ -9,12 +9,13 @@ from chanprune.channels.absorb import Absorption
 from chanprune.channels.batchnorm import recalibrate
 from chanprune.channels.compact import Compaction, CompactionError, compact, masked
 from chanprune.channels.counting import CONVENTIONS, Counts, LayerCount, count, count_plan
-from chanprune.channels.fidelity import Fidelity, prefix_plan
+from chanprune.channels.fidelity import Fidelity, fidelity_groups, prefix_plan
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
+from chanprune.channels.order import order_by
 from chanprune.channels.plan import Plan
 from chanprune.channels.scores import filter_scores, scale_scores
 from chanprune.channels.selection import Selection, select_above, select_global
-from chanprune.channels.slicing import gather, narrow, scatter
+from chanprune.channels.slicing import State, gather, narrow, scatter
 from chanprune.channels.trace import UnsupportedNetwork, trace
 
 __all__ = [
@@ -29,14 +30,17 @@ __all__ = [
     "LayerCount",
     "Plan",
     "Selection",
+    "State",
     "UnsupportedNetwork",
     "compact",
     "count",
     "count_plan",
+    "fidelity_groups",
     "filter_scores",
     "gather",
     "masked",
     "narrow",
+    "order_by",
     "prefix_plan",
     "recalibrate",
     "scale_scores",

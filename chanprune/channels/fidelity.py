@@ -9,13 +9,16 @@ p^2 of the whole.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
+from chanprune.channels.batchnorm import recalibrate
 from chanprune.channels.compact import compact, put
 from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.plan import Plan
-from chanprune.channels.slicing import narrow
+from chanprune.channels.slicing import State, gather, narrow, scatter
 
 
 def fidelity_groups(graph: ChannelGraph) -> list[str]:
@@ -53,14 +56,24 @@ def prefix_plan(graph: ChannelGraph, level: float) -> Plan:
 class Fidelity:
     """The switch of a network between levels.
 
+    Levels share all tensors. A level may have batch-norm statistics of its own (see `estimate`);
+    one that has none takes those of the next higher level that has.
+
     Args:
         model: The network, whole; `set` changes it in place.
         graph: Its channel graph.
+        statistics: Level -> tensor name -> running statistics, as wide as the whole network's.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph):
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        statistics: Mapping[float, State] | None = None,
+    ):
         self.model = model
         self.graph = graph
+        self.statistics = dict(statistics or {})
         self.level = 1.0
         self._whole: dict[str, Tensor] = {}
 
@@ -77,7 +90,7 @@ class Fidelity:
         if self.level == 1.0:
             parameters = {key: p.detach() for key, p in self.model.named_parameters()}
             self._whole = {**parameters, **dict(self.model.named_buffers())}
-        state = narrow(self._whole, self.graph, plan)
+        state = narrow({**self._whole, **self._statistics_of(level)}, self.graph, plan)
         for name, layer in self.graph.after(plan).layers.items():
             put(self.model.get_submodule(name), layer, state)
         self.level = level
@@ -86,6 +99,28 @@ class Fidelity:
         """Return the stand-alone smaller network; it shares nothing with this one."""
         before = self.level
         self.set(1.0)
-        small = compact(self.model, self.graph, prefix_plan(self.graph, level), check=False).model
+        plan = prefix_plan(self.graph, level)
+        small = compact(self.model, self.graph, plan, check=False).model
+        small.load_state_dict(gather(self._statistics_of(level), self.graph, plan), strict=False)
         self.set(before)
         return small
+
+    def estimate(
+        self, level: float, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str
+    ) -> None:
+        """Estimate batch-norm statistics of a level's own.
+
+        Args:
+            level: In (0, 1).
+            batches: See `recalibrate`.
+            device: Where the model lives.
+        """
+        small = self.extract(level)
+        recalibrate(small, batches, device)
+        own = {name: tensor for name, tensor in small.named_buffers() if "running_" in name}
+        whole = dict(self.model.named_buffers())
+        self.statistics[level] = scatter(own, whole, self.graph, prefix_plan(self.graph, level))
+
+    def _statistics_of(self, level: float) -> State:
+        higher = [known for known in self.statistics if level <= known]
+        return self.statistics[min(higher)] if higher and level < 1 else {}

@@ -1,4 +1,4 @@
-"""Gather, narrow and scatter: the one place where tensors are cut to channels and put back.
+"""Gather, narrow, scatter and renumber: the one place where tensors are cut to channels.
 
 They are pure functions on named tensors. They serve compaction, loading of compact checkpoints, the
 optimiser's state over a compaction, training steps on part of the channels, and networks that run
@@ -7,7 +7,7 @@ with the first share of their channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +97,43 @@ def scatter(
             full[name] = into[name].clone()
             full[name][index] = tensor
     return full
+
+
+def renumber(
+    state: Mapping[str, Tensor], graph: ChannelGraph, order: Mapping[str, Sequence[int]]
+) -> State:
+    """Change the order of channels: no. i of a group becomes what no. order[i] was.
+
+    Args:
+        state: Tensor name -> tensor, shaped as in the network that `graph` describes.
+        graph: Its graph.
+        order: Group name -> permutation of its channels; none of a group with several blocks.
+
+    Returns:
+        Tensors of the same shapes; new ones where something moved.
+    """
+    source = np.arange(graph.num_channels)
+    for name, positions in order.items():
+        start = graph.groups[name].start
+        source[start : start + graph.groups[name].size] = start + np.asarray(positions)
+    axes = graph.axes()
+    moved = dict(state)
+    for name, tensor in state.items():
+        for axis in axes.get(name, ()):
+            wanted = source[axis.channels]
+            if not np.array_equal(wanted, axis.channels):
+                index = torch.from_numpy(_places(axis.channels, wanted)).to(tensor.device)
+                moved[name] = moved[name].index_select(axis.dim, index)
+    return moved
+
+
+def _places(
+    channels: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Find the position of each wanted channel; the k-th of a channel that repeats is its k-th."""
+    places = np.empty(len(channels), dtype=np.int64)
+    places[wanted.argsort(kind="stable")] = channels.argsort(kind="stable")
+    return places
 
 
 def _index(

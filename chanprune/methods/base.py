@@ -83,18 +83,24 @@ class Method:
     decision; surgery, checks, counting and saving are done elsewhere, once.
 
     Attributes:
-        prunes: Whether a prune and a finetune stage follow.
-        levels: Fidelity levels that the product is measured at; empty if it has only one.
+        prunes: Whether a prune stage follows the train stage.
+        levels: Fidelity levels, in (0, 1], that the product is measured at.
+        level_statistics: Number of training images from which every level's own batch-norm
+            statistics are estimated at the end; 0 if the levels share the whole network's.
     """
 
     prunes = False
-    levels: tuple[float, ...] = ()
+    levels: tuple[float, ...] = (1.0,)
+    level_statistics = 0
 
-    def before_training(self, model: nn.Module, lr_travel: float) -> dict[str, float]:
-        """Called once, before the first step of the train stage.
+    def before_training(
+        self, model: nn.Module, graph: ChannelGraph, lr_travel: float
+    ) -> dict[str, float]:
+        """Called once, before the first step of the stage.
 
         Args:
             model: The network, on its device.
+            graph: Its channel graph.
             lr_travel: Sum of the learning rates of all steps, divided by (1 - momentum): how far a
                 constant unit gradient moves a parameter over the whole schedule.
 
@@ -129,13 +135,19 @@ class Method:
         """Decide which channels stay; return the decision and the scores (C,) it rests on."""
         raise NotImplementedError(f"{type(self).__name__} does not prune")
 
-    def finetune_hooks(self, graph: ChannelGraph) -> Method:
-        """Return the hooks of the finetune stage; by default none, so that penalties end.
+    def finetune_hooks(self, graph: ChannelGraph) -> Method | None:
+        """Return the hooks of the finetune stage, or None if there is no such stage.
+
+        By default a stage without hooks follows pruning, so that penalties end.
 
         Args:
-            graph: Channel graph of the compact network.
+            graph: Channel graph of the network as it is then.
         """
-        return Method()
+        return Method() if self.prunes else None
+
+    def product(self, model: nn.Module) -> nn.Module:
+        """Return the network as it is measured and stored: here the one that is trained."""
+        return model
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what must survive a restart."""

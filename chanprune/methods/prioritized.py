@@ -14,21 +14,21 @@ Adam at a rate of 5e-4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Selection, scale_scores
-from chanprune.methods.base import Method, PruneOptions, Step, select
-from chanprune.methods.multi_fidelity import MultiFidelity
+from chanprune.methods.base import PruneOptions, Step, select
+from chanprune.methods.multi_fidelity import Leveled
 from chanprune.methods.slimming import penalty_weight, scaled_norms
 
 NEARLY_ZERO = 0.05
 
 
-class Prioritized(Method):
+class Prioritized(Leveled):
     """Decreasing scales, sparsity and order while training; levels while fine-tuning.
 
     Args:
@@ -36,7 +36,8 @@ class Prioritized(Method):
         travel: The same as a distance; if neither is given, slimming's default.
         monotonicity_weight: Weight of the penalty on rising scales (lambda_m in eq. 3); None takes
             the sparsity weight, as the paper does.
-        levels: Shares of the channels that are fine-tuned together, in (0, 1].
+        decreasing: Let the scales start in decreasing order (eq. 1); False leaves them as they are.
+        fidelity: See `Leveled`.
 
     Raises:
         ValueError: Both a weight and a travel are given.
@@ -49,23 +50,27 @@ class Prioritized(Method):
         sparsity_weight: float | None = None,
         travel: float | None = None,
         monotonicity_weight: float | None = None,
-        levels: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+        decreasing: bool = True,
+        **fidelity: Any,
     ):
+        super().__init__(**fidelity)
         if sparsity_weight is not None and travel is not None:
             raise ValueError("give method.sparsity_weight or method.travel, not both")
         self._given = (sparsity_weight, travel)
         self._given_monotonicity = monotonicity_weight
-        self._levels = tuple(levels)
+        self._decreasing = decreasing
         self.sparsity_weight = 0.0
         self.monotonicity_weight = 0.0
         self.scales: list[nn.Parameter] = []
 
-    def before_training(self, model: nn.Module, lr_travel: float) -> dict[str, float]:
+    def before_training(
+        self, model: nn.Module, graph: ChannelGraph, lr_travel: float
+    ) -> dict[str, float]:
         """Let the scales start in decreasing order, and fix the weights of the penalties."""
         norms = scaled_norms(model)
         self.scales = [norm.weight for norm in norms]
         with torch.no_grad():
-            for norm in norms:
+            for norm in norms if self._decreasing else ():
                 norm.weight.copy_(decreasing_scales(norm.num_features))
                 norm.bias.zero_()
         self.sparsity_weight = penalty_weight(*self._given, lr_travel)
@@ -108,10 +113,6 @@ class Prioritized(Method):
         """Keep the channels whose scale is above the threshold, in order (section 3)."""
         scores = scale_scores(model, graph, graph.prunable(options.coupled))
         return select(scores, graph, options), scores
-
-    def finetune_hooks(self, graph: ChannelGraph) -> Method:
-        """Fine-tune all levels at once."""
-        return MultiFidelity(graph, self._levels)
 
 
 def decreasing_scales(number: int) -> Tensor:

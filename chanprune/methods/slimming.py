@@ -16,13 +16,16 @@ and all ties), and no channel group falls below a floor.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Selection, scale_scores
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import UserError
-from chanprune.methods.base import Method, PruneOptions, Step, select
+from chanprune.methods.base import PruneOptions, Step, select
+from chanprune.methods.multi_fidelity import Leveled
 
 PAPER_TRAVEL = 6.6
 LARGEST_DEFAULT_WEIGHT = 0.01
@@ -53,13 +56,14 @@ def penalty_weight(weight: float | None, travel: float | None, lr_travel: float)
     return min(PAPER_TRAVEL / lr_travel, LARGEST_DEFAULT_WEIGHT)
 
 
-class Slimming(Method):
+class Slimming(Leveled):
     """Sparsity on every batch-norm scale while training; a global percentile afterwards.
 
     Args:
         sparsity_weight: Weight of the L1 penalty (lambda in eq. 1).
         travel: The same, as the distance that the penalty moves a scale over the whole schedule. If
             neither is given, the travel of the paper's VGG recipe, with a weight of at most 0.01.
+        fidelity: See `Leveled`; beyond the paper.
 
     Raises:
         ValueError: Both are given.
@@ -67,7 +71,10 @@ class Slimming(Method):
 
     prunes = True
 
-    def __init__(self, sparsity_weight: float | None = None, travel: float | None = None):
+    def __init__(
+        self, sparsity_weight: float | None = None, travel: float | None = None, **fidelity: Any
+    ):
+        super().__init__(**fidelity)
         if sparsity_weight is not None and travel is not None:
             raise ValueError("give method.sparsity_weight or method.travel, not both")
         self._given_weight = sparsity_weight
@@ -75,7 +82,9 @@ class Slimming(Method):
         self.sparsity_weight = 0.0
         self.scales: list[nn.Parameter] = []
 
-    def before_training(self, model: nn.Module, lr_travel: float) -> dict[str, float]:
+    def before_training(
+        self, model: nn.Module, graph: ChannelGraph, lr_travel: float
+    ) -> dict[str, float]:
         """Find the scales and fix the weight of the penalty for this schedule."""
         self.scales = [norm.weight for norm in scaled_norms(model)]
         self.sparsity_weight = penalty_weight(self._given_weight, self._given_travel, lr_travel)

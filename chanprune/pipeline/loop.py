@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from chanprune.channels import ChannelGraph
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import RunError
 from chanprune.methods import Method, Step
@@ -71,6 +72,7 @@ class Stage:
 
 def train(
     model: nn.Module,
+    graph: ChannelGraph,
     batches: Batches,
     validation: Batches,
     options: TrainOptions,
@@ -84,13 +86,11 @@ def train(
     ends as it was after the epoch with the best validation accuracy (the later one if equal).
 
     Returns:
-        The epoch (from 1) that the stage hands on; 0 if there was nothing to do.
+        The epoch (from 1) that the stage hands on.
 
     Raises:
         RunError: The loss is not finite; the last good checkpoint stays.
     """
-    if options.epochs == 0:
-        return 0
     num_steps = options.epochs * len(batches)
     schedule = Schedule(
         options.schedule,
@@ -101,7 +101,7 @@ def train(
         options.warmup,
     )
     momentum = options.momentum if options.optimiser == "sgd" else 0.0
-    facts = method.before_training(model, schedule.travel(momentum))
+    facts = method.before_training(model, graph, schedule.travel(momentum))
     record.start_stage(stage.name, options.epochs, num_steps, facts)
     optimiser = make_optimiser(model, options)
     forward = cast(nn.Module, torch.compile(model)) if options.compile else model
@@ -127,7 +127,7 @@ def train(
         metrics = {
             "loss": torch.stack(losses).mean().item(),
             "train_accuracy": torch.stack(hits).mean().item(),
-            "val_accuracy": evaluate(model, validation),
+            "val_accuracy": evaluate(method.product(model), validation),
             "lr": step.lr,
             **method.after_epoch(step),
             "seconds": time.perf_counter() - began,

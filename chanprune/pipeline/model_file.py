@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from chanprune.channels import Counts, Fidelity, Plan, compact, trace
+from chanprune.channels import Counts, Fidelity, Plan, State, compact, trace
 from chanprune.errors import UserError
 from chanprune.models import build_skeleton
 from chanprune.pipeline.files import write_json, write_tensors
 
 FORMAT = 1
+LEVEL = "level:"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def save_model(
     preprocessing: Preprocessing,
     class_names: tuple[str, ...],
     counts: Counts,
+    statistics: Mapping[float, State],
 ) -> None:
     """Write the compact network.
 
@@ -74,8 +76,12 @@ def save_model(
         preprocessing: What it expects of an image.
         class_names: One per logit.
         counts: Its parameters and MACs.
+        statistics: Fidelity level -> batch-norm statistics of its own, see `Fidelity`.
     """
-    write_tensors(run_dir / "model.safetensors", model.state_dict())
+    tensors = dict(model.state_dict())
+    for level, own in statistics.items():
+        tensors |= {f"{LEVEL}{level!r}:{name}": tensor for name, tensor in own.items()}
+    write_tensors(run_dir / "model.safetensors", tensors)
     description = {
         "format": FORMAT,
         "architecture": dict(architecture),
@@ -143,8 +149,16 @@ def _restore(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> n
     plan = Plan.from_json(description["plan"])
     compacted = compact(original, trace(original, input_shape), plan, check=False)
     model = compacted.model
-    model.load_state_dict(dict(tensors), assign=True)
-    fidelity = Fidelity(model, compacted.graph)
+    statistics: dict[float, State] = {}
+    state: State = {}
+    for name, tensor in tensors.items():
+        if name.startswith(LEVEL):
+            level, _, own = name.removeprefix(LEVEL).partition(":")
+            statistics.setdefault(float(level), {})[own] = tensor
+        else:
+            state[name] = tensor
+    model.load_state_dict(state, assign=True)
+    fidelity = Fidelity(model, compacted.graph, statistics)
     model.fidelity = fidelity  # type: ignore[assignment]
     model.set_fidelity = fidelity.set  # type: ignore[assignment]
     preprocessing = Preprocessing(

@@ -110,6 +110,79 @@ def draw_sorted_scales(
     _save(figure, path)
 
 
+def draw_scales_by_channel(
+    path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]], title: str
+) -> None:
+    """Draw the scales of every channel group over the channel's place, first to last.
+
+    Args:
+        path: PNG file to write.
+        panels: Panel title -> group name -> |scale| of its channels, in the network's order.
+        title: Heading.
+    """
+    colours = plt.get_cmap("viridis")
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(max(6.6, 3.6 * len(panels)), 4.2), sharey=True, squeeze=False
+    )
+    for axes, (panel, groups) in zip(grid[0], panels.items(), strict=True):
+        last = max(1, len(groups) - 1)
+        is_crowded = len(groups) > LABELLED
+        for number, (name, scales) in enumerate(groups.items()):
+            places = (np.arange(len(scales)) + 0.5) / len(scales) * 100
+            axes.plot(
+                places,
+                scales,
+                color=colours(0.95 * number / last),
+                linewidth=0.5 if is_crowded else 1.1,
+                alpha=0.5 if is_crowded else 0.9,
+                label=_short(name) if number in (0, len(groups) - 1) else None,
+            )
+        axes.set_xlim(0, 100)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("channel, from first to last (%)")
+        axes.set_title(panel, fontsize=9)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0][0].set_ylabel("|batch-norm scale|")
+    grid[0][-1].legend(frameon=False, fontsize=8, title="first and last layer", title_fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def draw_levels(
+    path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]], title: str
+) -> None:
+    """Draw accuracy over MACs, a curve through the fidelity levels of each network.
+
+    Args:
+        path: PNG file to write.
+        curves: Label -> its levels, each with "fidelity", "accuracy" in [0, 1] and "macs".
+        title: Heading.
+    """
+    figure, axes = plt.subplots(figsize=(6.6, 4.2))
+    for label, levels in curves.items():
+        macs = [level["macs"] / 1e6 for level in levels]
+        accuracy = [100 * level["accuracy"] for level in levels]
+        (line,) = axes.plot(macs, accuracy, marker="o", markersize=4, linewidth=1.5, label=label)
+        for level, x, y in zip(levels, macs, accuracy, strict=True):
+            axes.annotate(
+                f"{100 * level['fidelity']:g} %",
+                (x, y),
+                xytext=(4, -10),
+                textcoords="offset points",
+                fontsize=7,
+                color=line.get_color(),
+            )
+    axes.set_xscale("log")
+    axes.set_xlabel("MACs of one image (millions)")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.25, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
 def find_cliff(ascending: npt.NDArray[np.float64], factor: float = 10.0) -> int | None:
     """Find where the unused scales end and the used ones begin.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from chanprune import data
 from chanprune.channels import (
@@ -22,8 +22,10 @@ from chanprune.channels import (
     UnsupportedNetwork,
     compact,
     count,
+    order_by,
     prefix_plan,
     recalibrate,
+    scale_scores,
     trace,
 )
 from chanprune.errors import RunError, UserError
@@ -32,7 +34,12 @@ from chanprune.models import architecture, build, load_weights
 from chanprune.pipeline.files import write_json, write_text
 from chanprune.pipeline.loop import Stage, TrainOptions, evaluate, train
 from chanprune.pipeline.model_file import Preprocessing, save_model
-from chanprune.pipeline.pictures import draw_kept_channels, draw_sorted_scales
+from chanprune.pipeline.pictures import (
+    draw_kept_channels,
+    draw_levels,
+    draw_scales_by_channel,
+    draw_sorted_scales,
+)
 from chanprune.pipeline.pruning import PruneReport
 from chanprune.pipeline.record import Record
 from chanprune.pipeline.table import Row, as_csv, as_markdown
@@ -48,12 +55,19 @@ NOTES = (
 
 @dataclass
 class Network:
-    """The network as it goes through the stages."""
+    """The network as it goes through the stages.
+
+    Attributes:
+        plan: What it keeps of the original.
+        rows: What was measured of it.
+        fidelity: Its levels, as they were measured last.
+    """
 
     model: nn.Module
     graph: ChannelGraph
     plan: Plan = field(default_factory=lambda: Plan({}))
     rows: list[Row] = field(default_factory=list)
+    fidelity: Fidelity | None = None
 
 
 @dataclass(frozen=True)
@@ -125,9 +139,14 @@ def run(config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> dict[st
         experiment.train(network, method, f"train{suffix}", config["train"])
         if method.prunes:
             experiment.prune(network, method, suffix)
-            hooks = experiment.finetune_hooks(network, method)
+        experiment.order(network)
+        hooks = experiment.finetune_hooks(network, method)
+        if hooks is not None and config["finetune"]["epochs"] > 0:
+            experiment.measure_levels(network, method)
             experiment.train(network, hooks, f"finetune{suffix}", config["finetune"])
-            experiment.measure_levels(network, hooks.levels)
+            experiment.order(network)
+        network.model = method.product(network.model)
+        experiment.measure_levels(network, method)
     return experiment.finish(network)
 
 
@@ -156,8 +175,11 @@ class _Experiment:
         pruning = dict(config["prune"])
         self.absorb: Literal["none", "bias"] = pruning.pop("absorb")
         self.recalibrate: int = pruning.pop("recalibrate")
+        self.in_order: bool = pruning.pop("order")
         self.select = PruneOptions(**pruning)
         self.reports: list[PruneReport] = []
+        self.orders: dict[str, list[int]] = {}
+        self.levels: dict[str, list[dict[str, float]]] = {}
         graph = prepared.network.graph
         self.prunable = [group.name for group in graph.prunable(self.select.coupled)]
         self.widths = {name: graph.groups[name].size for name in self.prunable}
@@ -185,8 +207,6 @@ class _Experiment:
     ) -> None:
         """Train or fine-tune; without a penalty the best epoch on validation is kept."""
         chosen = TrainOptions(**options)
-        if chosen.epochs == 0:
-            return
         stage = Stage(name, self.run_dir / name, "last" if method.prunes else "best")
         batches = data.train_batches(
             self.dataset,
@@ -196,10 +216,13 @@ class _Experiment:
         )
         began = time.perf_counter()
         validation = self.split("val")
-        epoch = train(network.model, batches, validation, chosen, method, stage, self.record)
+        epoch = train(
+            network.model, network.graph, batches, validation, chosen, method, stage, self.record
+        )
         chose = f" (epoch {epoch}, best on val)" if stage.keep == "best" else ""
         label = name.replace("train", "trained").replace("finetune", "fine-tuned")
-        self.measure(network, f"{label}{chose}", time.perf_counter() - began)
+        product = replace(network, model=method.product(network.model))
+        self.measure(product, f"{label}{chose}", time.perf_counter() - began)
 
     def prune(self, network: Network, method: Method, suffix: str) -> None:
         """Select channels, compact, check, and measure with and without absorbed constants."""
@@ -229,6 +252,11 @@ class _Experiment:
             selection.threshold,
             f"{self._title()}: batch-norm scales before pruning{suffix}",
         )
+        draw_scales_by_channel(
+            self.run_dir / f"order{suffix}.png",
+            {"": {name: score.tolist() for name, score in scores.items()}},
+            f"{self._title()}: batch-norm scales by channel{suffix}",
+        )
         seconds = time.perf_counter() - began
         network.graph, network.plan = dropped.graph, network.plan.then(plan)
         for result, label in ((dropped, "pruned"), (absorbed, "pruned, constants absorbed")):
@@ -240,31 +268,61 @@ class _Experiment:
         if self.recalibrate:
             self.estimate_statistics(network, suffix)
 
-    def finetune_hooks(self, network: Network, method: Method) -> Method:
-        """Return the hooks of the finetune stage."""
+    def order(self, network: Network) -> None:
+        """Put the channels with the largest scales first, if that is asked for."""
+        if not self.in_order:
+            return
+        groups = [network.graph.groups[name] for name in self.prunable]
+        scores = scale_scores(network.model, network.graph, groups)
+        network.model, order = order_by(network.model, network.graph, scores)
+        for name, places in order.items():
+            before = self.orders.get(name) or network.plan.kept.get(name) or range(len(places))
+            self.orders[name] = [before[place] for place in places]
+
+    def finetune_hooks(self, network: Network, method: Method) -> Method | None:
+        """Return the hooks of the finetune stage, or None if there is no such stage."""
         try:
             return method.finetune_hooks(network.graph)
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def measure_levels(self, network: Network, levels: Sequence[float]) -> None:
-        """Add a row for each fidelity level below the whole network."""
-        fidelity = Fidelity(network.model, network.graph)
-        for level in levels:
-            if level < 1:
-                began = time.perf_counter()
-                plan = prefix_plan(network.graph, level)
-                small = Network(fidelity.extract(level), network.graph.after(plan))
-                self.measure(small, f"level {level:g}", time.perf_counter() - began)
-                network.rows[-1:-1] = small.rows
+    def measure_levels(self, network: Network, method: Method) -> None:
+        """Add a row for each fidelity level below the whole network, if there are any."""
+        lower = [level for level in method.levels if level < 1]
+        if not lower:
+            return
+        whole = network.rows[-1]
+        network.fidelity = Fidelity(method.product(network.model), network.graph)
+        for level in lower:
+            began = time.perf_counter()
+            if method.level_statistics:
+                images = self.training_images(method.level_statistics)
+                network.fidelity.estimate(level, images, self.device)
+            graph = network.graph.after(prefix_plan(network.graph, level))
+            small = Network(network.fidelity.extract(level), graph)
+            stage = whole.stage.partition(" (")[0]
+            self.measure(small, f"{stage}, level {level:g}", time.perf_counter() - began)
+            network.rows[-1:-1] = small.rows
+        self.levels[whole.stage] = [
+            {
+                "fidelity": level,
+                "accuracy": row.test_accuracy,
+                "params": row.params,
+                "macs": row.macs,
+            }
+            for level, row in zip([*lower, 1.0], network.rows[-len(lower) - 1 :], strict=True)
+        ]
+
+    def training_images(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches of about `number` training images, to estimate statistics on."""
+        size = min(number, EVAL_BATCH)
+        batches = data.eval_batches(self.dataset, "train", batch_size=size, device=self.device)
+        return islice(batches.epoch(0), math.ceil(number / batches.batch_size))
 
     def estimate_statistics(self, network: Network, suffix: str) -> None:
         """Estimate the batch-norm statistics anew on training images."""
         began = time.perf_counter()
-        size = min(self.recalibrate, EVAL_BATCH)
-        batches = data.eval_batches(self.dataset, "train", batch_size=size, device=self.device)
-        number = math.ceil(self.recalibrate / batches.batch_size)
-        recalibrate(network.model, islice(batches.epoch(0), number), self.device)
+        recalibrate(network.model, self.training_images(self.recalibrate), self.device)
         label = f"pruned, statistics anew{suffix}"
         self.measure(network, label, time.perf_counter() - began)
 
@@ -303,6 +361,7 @@ class _Experiment:
             preprocessing,
             info.class_names,
             counts,
+            network.fidelity.statistics if network.fidelity else {},
         )
         final = network.rows[-1]
         summary = {
@@ -311,9 +370,14 @@ class _Experiment:
             "macs": final.macs,
             "stages": [asdict(row) for row in network.rows],
         }
+        if self.levels:
+            summary["levels"] = self.levels
+            draw_levels(self.run_dir / "levels.png", self.levels, f"{self._title()}: levels")
         if self.reports:
             passes = [report.to_json() for report in self.reports]
             plan = {"kept": network.plan.to_json(), "policy": asdict(self.select)}
+            if self.orders:
+                plan["order"] = self.orders
             fixed = {g.name: g.fixed for g in network.graph.groups.values() if g.fixed}
             write_json(self.run_dir / "plan.json", {**plan, "fixed": fixed, "passes": passes})
             draw_kept_channels(

@@ -39,8 +39,9 @@ def train(composed: dict[str, Any]) -> None:
         print((run_dir / "table.md").read_text(encoding="utf-8"))
         print(f"{run_dir} holds this run, finished; run.overwrite=true runs it again")
         return
+    from chanprune.pipeline.prepare import prepare
     from chanprune.pipeline.provenance import describe_environment
-    from chanprune.pipeline.run import prepare, run
+    from chanprune.pipeline.run import run
 
     prepared = prepare(config)
     _begin(run_dir)

@@ -20,6 +20,13 @@ from chanprune.channels import Fidelity, trace
 from chanprune.models import build
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
+HEADS = {
+    "level": "level",
+    "views_ms": "views ms",
+    "extracted_ms": "extracted ms",
+    "views_over_extracted": "views / extracted",
+    "level_over_whole": "level / whole",
+}
 
 
 def main() -> None:
@@ -48,8 +55,7 @@ def main() -> None:
         return
     for result in results:
         print(f"batch {result['batch']}")
-        heads = ("level", "views ms", "extracted ms", "views / extracted", "level / whole")
-        print(tabulate(result["levels"], dict(zip(result["levels"][0], heads)), floatfmt=".3f"))
+        print(tabulate(result["levels"], HEADS, floatfmt=".3f"))
 
 
 def measure(

@@ -1,7 +1,7 @@
 """Draw several runs in one picture.
 
-    python scripts/draw.py levels --out levels.png RUN ...   accuracy over MACs of all fidelity levels
-    python scripts/draw.py scales --out scales.png RUN ...   scales by channel, a panel for each run
+python scripts/draw.py levels --out levels.png RUN ...   accuracy over MACs of all fidelity levels
+python scripts/draw.py scales --out scales.png RUN ...   scales by channel, a panel for each run
 """
 
 from __future__ import annotations

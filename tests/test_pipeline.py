@@ -17,7 +17,8 @@ from chanprune.channels import count
 from chanprune.errors import RunError, UserError
 from chanprune.pipeline.files import write_json, write_text
 from chanprune.pipeline.pictures import find_cliff
-from chanprune.pipeline.run import prepare, run
+from chanprune.pipeline.prepare import prepare
+from chanprune.pipeline.run import run
 
 STAGE = {
     "epochs": 2,

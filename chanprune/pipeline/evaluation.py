@@ -10,7 +10,8 @@ from chanprune import data
 from chanprune.channels import count
 from chanprune.pipeline.loop import evaluate
 from chanprune.pipeline.model_file import extract, load
-from chanprune.pipeline.run import EVAL_BATCH, pick_device
+from chanprune.pipeline.prepare import pick_device
+from chanprune.pipeline.run import EVAL_BATCH
 
 
 def evaluate_run(

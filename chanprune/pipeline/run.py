@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from chanprune import data
 from chanprune.channels import (
@@ -19,18 +18,16 @@ from chanprune.channels import (
     CompactionError,
     Fidelity,
     Plan,
-    UnsupportedNetwork,
     compact,
     count,
     order_by,
     prefix_plan,
     recalibrate,
     scale_scores,
-    trace,
 )
 from chanprune.errors import RunError, UserError
 from chanprune.methods import METHODS, Method, PruneOptions
-from chanprune.models import architecture, build, load_weights
+from chanprune.models import architecture
 from chanprune.pipeline.files import write_json, write_text
 from chanprune.pipeline.loop import Stage, TrainOptions, evaluate, train
 from chanprune.pipeline.model_file import Preprocessing, save_model
@@ -40,6 +37,7 @@ from chanprune.pipeline.pictures import (
     draw_scales_by_channel,
     draw_sorted_scales,
 )
+from chanprune.pipeline.prepare import Network, Prepared, channels_last
 from chanprune.pipeline.pruning import PruneReport
 from chanprune.pipeline.record import Record
 from chanprune.pipeline.table import Row, as_csv, as_markdown
@@ -51,67 +49,6 @@ NOTES = (
     "val: held out of the training set, chooses the epoch where one is chosen. "
     "test: looked at once per row, chooses nothing.",
 )
-
-
-@dataclass
-class Network:
-    """The network as it goes through the stages.
-
-    Attributes:
-        plan: What it keeps of the original.
-        rows: What was measured of it.
-        fidelity: Its levels, as they were measured last.
-    """
-
-    model: nn.Module
-    graph: ChannelGraph
-    plan: Plan = field(default_factory=lambda: Plan({}))
-    rows: list[Row] = field(default_factory=list)
-    fidelity: Fidelity | None = None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What can be refused before a run directory is touched."""
-
-    dataset: data.Dataset
-    network: Network
-    device: torch.device
-    notes: tuple[str, ...]
-
-
-def prepare(config: Mapping[str, Any]) -> Prepared:
-    """Load the data, build the network and trace it.
-
-    Args:
-        config: The validated configuration as plain values (see configs/config.yaml).
-
-    Raises:
-        UserError: The data is not to be had or damaged, the network cannot take it or be followed.
-    """
-    device = pick_device(config["device"])
-    torch.manual_seed(config["seed"])
-    dataset = data.load(seed=config["seed"], **config["dataset"]).on(device)
-    info = dataset.info
-    model = build(**architecture(config["model"], info.input_shape, len(info.class_names)))
-    notes = _load_weights(model, config["model"])
-    model = model.to(device)
-    _channels_last(model)
-    try:
-        graph = trace(model, info.input_shape)
-    except UnsupportedNetwork as error:
-        raise UserError(str(error)) from error
-    return Prepared(dataset, Network(model, graph), device, notes)
-
-
-def _load_weights(model: nn.Module, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Put in the weights that the configuration asks for; return what to say about it."""
-    weights = options.get("weights")
-    if weights is None:
-        return ()
-    fresh = load_weights(model, options["library"], options["name"], weights)
-    note = f"weights: {weights}"
-    return (note + (f"; {', '.join(fresh)} start at random" if fresh else ""),)
 
 
 def run(config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> dict[str, Any]:
@@ -148,19 +85,6 @@ def run(config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> dict[st
         network.model = method.product(network.model)
         experiment.measure_levels(network, method)
     return experiment.finish(network)
-
-
-def pick_device(name: str) -> torch.device:
-    """Turn "auto", "cpu" or "cuda" into a device.
-
-    Raises:
-        UserError: CUDA is asked for and not there.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: PyTorch finds no GPU here; use device=cpu or device=auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 class _Experiment:
@@ -261,7 +185,7 @@ class _Experiment:
         network.graph, network.plan = dropped.graph, network.plan.then(plan)
         for result, label in ((dropped, "pruned"), (absorbed, "pruned, constants absorbed")):
             network.model = result.model
-            _channels_last(network.model)
+            channels_last(network.model)
             self.measure(network, f"{label}{suffix}", seconds)
         if self.absorb == "none":
             network.model = dropped.model
@@ -395,8 +319,3 @@ class _Experiment:
     def _title(self) -> str:
         method = self.config["method"]["name"]
         return f"{self.config['model']['name']} on {self.dataset.name}, {method}"
-
-
-def _channels_last(model: nn.Module) -> None:
-    """Store the filters channels-last, which convolves faster on CPU and GPU."""
-    model.to(memory_format=torch.channels_last)

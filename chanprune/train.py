@@ -15,9 +15,9 @@ from chanprune import cli
 from chanprune.errors import UserError
 from chanprune.schema import validate
 
-OURS = ["config.yaml", "metrics.jsonl", "plan.json", "model.safetensors", "model.json"]
-OURS += ["table.md", "table.csv", "summary.json"]
-PICTURES = re.compile(r"(scales(-\d+)?|channels)\.png")
+OURS = ["table.md", "table.csv", "summary.json", "plan.json", "metrics.jsonl", "config.yaml"]
+OURS += ["model.safetensors", "model.json"]
+PICTURES = re.compile(r"((scales|order)(-\d+)?|channels|levels)\.png")
 FOLDERS = re.compile(r"(train|finetune)(-\d+)?|tensorboard")
 
 
@@ -49,7 +49,8 @@ def train(composed: dict[str, Any]) -> None:
     (run_dir / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False), "utf-8")
     run(config, prepared, run_dir)
     print(f"\n{(run_dir / 'table.md').read_text(encoding='utf-8')}")
-    print(f"in {run_dir}: table.md, table.csv, summary.json, plan.json, metrics.jsonl, tensorboard")
+    written = [path.name for path in run_dir.iterdir() if path.name in OURS]
+    print(f"in {run_dir}: {', '.join(sorted(written, key=OURS.index))}, tensorboard")
     for picture in sorted(run_dir.glob("*.png")):
         print(f"picture: {picture}")
     print(f"the compact model: chanprune.load({str(run_dir)!r})")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chanprune.pipeline.pictures import draw_levels, draw_scales_by_channel
+from chanprune.pipeline.table import levels_by_stage
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def levels(runs: list[Path]) -> dict[str, Any]:
     return {
         f"{run.name}, {stage}": rows
         for run in runs
-        for stage, rows in read(run / "summary.json")["levels"].items()
+        for stage, rows in levels_by_stage(read(run / "summary.json")["stages"]).items()
     }
 
 

@@ -139,16 +139,16 @@ def test_a_run_trains_whole_then_at_several_levels(tmp_path, norm):
         finetune={"lr": 0.001},
     )
     summary = execute(config, tmp_path / "run")
-    stages = [stage["stage"].partition(" (")[0] for stage in summary["stages"]]
-    assert stages == ["trained, level 0.25", "trained", "fine-tuned, level 0.25", "fine-tuned"]
-    whole = {stage["params"] for stage in summary["stages"][1::2]}
-    assert len(whole) == 1 and not (tmp_path / "run" / "plan.json").exists()
+    rows = [(row["stage"].partition(" (")[0], row["fidelity"]) for row in summary["stages"]]
+    assert rows == [("trained", 1), ("trained", 0.25), ("fine-tuned", 1), ("fine-tuned", 0.25)]
+    assert summary["stages"][0]["params"] == summary["params"] > summary["stages"][3]["params"]
+    assert summary["accuracy"] == summary["stages"][2]["test_accuracy"]
+    table = (tmp_path / "run" / "table.md").read_text()
+    assert table.count("at level 0.25") == 2 and "(--" not in table
+    assert not (tmp_path / "run" / "plan.json").exists()
     net = chanprune.load(tmp_path / "run")
     images = torch.randn(2, *net.input_shape)
     small = chanprune.extract(net, 0.25)
     net.set_fidelity(0.25)
     assert torch.equal(net(images), small(images))
     assert (tmp_path / "run" / "levels.png").exists()
-    levels = list(summary["levels"].values())
-    assert [level["fidelity"] for level in levels[-1]] == [0.25, 1.0]
-    assert levels[-1][1]["accuracy"] == summary["accuracy"]

@@ -212,6 +212,8 @@ def test_options_of_the_loop_run(tmp_path):
     stage = {**STAGE, "epochs": 1, "precision": "bf16", "label_smoothing": 0.1, "warmup": 0.2}
     summary = execute(changed(train=stage, prune={"absorb": "none"}), tmp_path / "options")
     assert summary["stages"][0]["test_accuracy"] > 0.05
+    stages = [row["stage"] for row in summary["stages"]]
+    assert stages[1:3] == ["pruned, constants absorbed", "pruned"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -149,20 +150,18 @@ def draw_scales_by_channel(
     _save(figure, path)
 
 
-def draw_levels(
-    path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]], title: str
-) -> None:
+def draw_levels(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> None:
     """Draw accuracy over MACs, a curve through the fidelity levels of each network.
 
     Args:
         path: PNG file to write.
-        curves: Label -> its levels, each with "fidelity", "accuracy" in [0, 1] and "macs".
+        curves: Label -> its levels, each with "fidelity", "test_accuracy" in [0, 1] and "macs".
         title: Heading.
     """
     figure, axes = plt.subplots(figsize=(6.6, 4.2))
     for label, levels in curves.items():
         macs = [level["macs"] / 1e6 for level in levels]
-        accuracy = [100 * level["accuracy"] for level in levels]
+        accuracy = [100 * level["test_accuracy"] for level in levels]
         (line,) = axes.plot(macs, accuracy, marker="o", markersize=4, linewidth=1.5, label=label)
         for level, x, y in zip(levels, macs, accuracy, strict=True):
             axes.annotate(

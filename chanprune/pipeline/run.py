@@ -40,7 +40,7 @@ from chanprune.pipeline.pictures import (
 from chanprune.pipeline.prepare import Network, Prepared, channels_last
 from chanprune.pipeline.pruning import PruneReport
 from chanprune.pipeline.record import Record
-from chanprune.pipeline.table import Row, as_csv, as_markdown
+from chanprune.pipeline.table import Row, as_csv, as_markdown, levels_by_stage
 
 EVAL_BATCH = 500
 NOTES = (
@@ -103,7 +103,6 @@ class _Experiment:
         self.select = PruneOptions(**pruning)
         self.reports: list[PruneReport] = []
         self.orders: dict[str, list[int]] = {}
-        self.levels: dict[str, list[dict[str, float]]] = {}
         graph = prepared.network.graph
         self.prunable = [group.name for group in graph.prunable(self.select.coupled)]
         self.widths = {name: graph.groups[name].size for name in self.prunable}
@@ -183,12 +182,11 @@ class _Experiment:
         )
         seconds = time.perf_counter() - began
         network.graph, network.plan = dropped.graph, network.plan.then(plan)
-        for result, label in ((dropped, "pruned"), (absorbed, "pruned, constants absorbed")):
+        results = [(dropped, "pruned"), (absorbed, "pruned, constants absorbed")]
+        for result, label in results if self.absorb == "bias" else reversed(results):
             network.model = result.model
             channels_last(network.model)
             self.measure(network, f"{label}{suffix}", seconds)
-        if self.absorb == "none":
-            network.model = dropped.model
         if self.recalibrate:
             self.estimate_statistics(network, suffix)
 
@@ -212,10 +210,10 @@ class _Experiment:
 
     def measure_levels(self, network: Network, method: Method) -> None:
         """Add a row for each fidelity level below the whole network, if there are any."""
-        lower = [level for level in method.levels if level < 1]
+        lower = sorted((level for level in method.levels if level < 1), reverse=True)
         if not lower:
             return
-        whole = network.rows[-1]
+        stage = network.rows[-1].stage
         network.fidelity = Fidelity(method.product(network.model), network.graph)
         for level in lower:
             began = time.perf_counter()
@@ -223,19 +221,8 @@ class _Experiment:
                 images = self.training_images(method.level_statistics)
                 network.fidelity.estimate(level, images, self.device)
             graph = network.graph.after(prefix_plan(network.graph, level))
-            small = Network(network.fidelity.extract(level), graph)
-            stage = whole.stage.partition(" (")[0]
-            self.measure(small, f"{stage}, level {level:g}", time.perf_counter() - began)
-            network.rows[-1:-1] = small.rows
-        self.levels[whole.stage] = [
-            {
-                "fidelity": level,
-                "accuracy": row.test_accuracy,
-                "params": row.params,
-                "macs": row.macs,
-            }
-            for level, row in zip([*lower, 1.0], network.rows[-len(lower) - 1 :], strict=True)
-        ]
+            small = Network(network.fidelity.extract(level), graph, rows=network.rows)
+            self.measure(small, stage, time.perf_counter() - began, level)
 
     def training_images(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of about `number` training images, to estimate statistics on."""
@@ -250,7 +237,7 @@ class _Experiment:
         label = f"pruned, statistics anew{suffix}"
         self.measure(network, label, time.perf_counter() - began)
 
-    def measure(self, network: Network, stage: str, seconds: float) -> None:
+    def measure(self, network: Network, stage: str, seconds: float, fidelity: float = 1.0) -> None:
         """Add a row to the table: the one time that this stage meets the test set."""
         counts = count(network.model, self.dataset.info.input_shape)
         row = Row(
@@ -261,6 +248,7 @@ class _Experiment:
             counts.params,
             counts.macs,
             round(seconds, 2),
+            fidelity,
         )
         network.rows.append(row)
 
@@ -287,16 +275,16 @@ class _Experiment:
             counts,
             network.fidelity.statistics if network.fidelity else {},
         )
-        final = network.rows[-1]
-        summary = {
+        final = [row for row in network.rows if row.fidelity == 1][-1]
+        summary: dict[str, Any] = {
             "accuracy": final.test_accuracy,
             "params": final.params,
             "macs": final.macs,
             "stages": [asdict(row) for row in network.rows],
         }
-        if self.levels:
-            summary["levels"] = self.levels
-            draw_levels(self.run_dir / "levels.png", self.levels, f"{self._title()}: levels")
+        if network.fidelity:
+            curves = levels_by_stage(summary["stages"])
+            draw_levels(self.run_dir / "levels.png", curves, f"{self._title()}: levels")
         if self.reports:
             passes = [report.to_json() for report in self.reports]
             plan = {"kept": network.plan.to_json(), "policy": asdict(self.select)}

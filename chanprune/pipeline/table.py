@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ class Row:
         params: Weights, biases, batch-norm scales and shifts.
         macs: Multiply-accumulates of convolutions and linear layers, one image.
         seconds: Wall time of the stage.
+        fidelity: Level that was measured: the share of its channels that the network ran with.
     """
 
     stage: str
@@ -32,6 +33,7 @@ class Row:
     params: int
     macs: int
     seconds: float
+    fidelity: float = 1.0
 
 
 def as_markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
@@ -40,7 +42,7 @@ def as_markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
     heads = ["stage", "val acc %", "test acc %", "channels", "params", "MACs", "time s"]
     body = [
         [
-            row.stage,
+            row.stage if row.fidelity == 1 else f"at level {row.fidelity:g}",
             f"{100 * row.val_accuracy:.2f}",
             f"{100 * row.test_accuracy:.2f}",
             _share(row.channels, first.channels),
@@ -63,6 +65,18 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()
+
+
+def levels_by_stage(stages: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Gather the rows of the stages that were measured at several fidelity levels.
+
+    Args:
+        stages: Rows, as they are in summary.json.
+    """
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for stage in stages:
+        rows.setdefault(stage["stage"], []).append(stage)
+    return {stage: levels for stage, levels in rows.items() if len(levels) > 1}
 
 
 def _share(value: int, whole: int) -> str:

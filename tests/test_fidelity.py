@@ -63,6 +63,20 @@ def test_a_level_is_a_view_of_the_whole():
         assert parameter.data_ptr() == whole[key], key
 
 
+def test_the_whole_network_comes_back_with_the_same_parameters():
+    model = network("residual")
+    before = dict(model.named_parameters())
+    fidelity = Fidelity(model, trace(model, SMALL_SHAPE))
+    fidelity.extract(0.5)
+    fidelity.set(0.25)
+    fidelity.extract(0.5)
+    fidelity.estimate(0.75, [(torch.randn(4, *SMALL_SHAPE), torch.zeros(4))], "cpu")
+    assert fidelity.level == 0.25
+    fidelity.set(1.0)
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+    assert before.keys() == dict(model.named_parameters()).keys()
+
+
 def test_levels_are_nested_and_their_cost_rises():
     graph = trace(network("chain"), SMALL_SHAPE)
     shares = [level / 20 for level in range(1, 21)]

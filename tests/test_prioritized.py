@@ -284,6 +284,11 @@ def test_a_run_gives_one_file_for_every_level(finished):
     assert count(chanprune.extract(net, 0.5), net.input_shape).macs == level["macs"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {"scales_below_0.05", "order", "violation"} <= lines[0].keys()
+    tuned = [line for line in lines if line["stage"] == "finetune"]
+    means = [(line["val_accuracy"] + line["val_accuracy_at_0.5"]) / 2 for line in tuned]
+    chosen = max(range(len(tuned)), key=lambda epoch: (means[epoch], epoch))
+    for row, key in zip(summary["stages"][4:], ("", "_at_0.5"), strict=True):
+        assert row["val_accuracy"] == tuned[chosen][f"val_accuracy{key}"]
     with pytest.raises(ValueError, match="must be in"):
         net.set_fidelity(1.5)
     with pytest.raises(ValueError, match="chanprune.load returned"):

@@ -126,14 +126,16 @@ def put(module: nn.Module, layer: Layer, state: Mapping[str, torch.Tensor]) -> N
     Args:
         module: The module, changed in place.
         layer: The layer as it is afterwards.
-        state: Its tensors by full name; they are not copied.
+        state: Its tensors by full name; they are not copied, and a parameter is taken as it is.
     """
     for name in layer.parameters:
         tensor = state[f"{layer.name}.{name}"]
         if name in module._parameters:
             old = module._parameters[name]
             assert old is not None
-            module._parameters[name] = nn.Parameter(tensor, old.requires_grad)
+            if not isinstance(tensor, nn.Parameter):
+                tensor = nn.Parameter(tensor, old.requires_grad)
+            module._parameters[name] = tensor
         else:
             module._buffers[name] = tensor
     if isinstance(module, ops.CONVOLUTIONS):

@@ -80,17 +80,25 @@ class Fidelity:
     def set(self, level: float) -> None:
         """Compute with the first share of the channels from now on.
 
-        The tensors are views of the whole network's, which stays as it is. Move or train the
-        network at level 1.
+        The tensors are views of the whole network's, which stays as it is, and returns, the same
+        parameters, at level 1. Move or train the network there.
 
         Raises:
             ValueError: The level is not in (0, 1].
         """
         plan = prefix_plan(self.graph, level)
+        if level == self.level:
+            return
         if self.level == 1.0:
-            parameters = {key: p.detach() for key, p in self.model.named_parameters()}
-            self._whole = {**parameters, **dict(self.model.named_buffers())}
-        state = narrow({**self._whole, **self._statistics_of(level)}, self.graph, plan)
+            self._whole = {
+                **dict(self.model.named_parameters()),
+                **dict(self.model.named_buffers()),
+            }
+        state = self._whole
+        if level < 1:
+            tensors = {**state, **self._statistics_of(level)}
+            detached = {name: tensor.detach() for name, tensor in tensors.items()}
+            state = narrow(detached, self.graph, plan)
         for name, layer in self.graph.after(plan).layers.items():
             put(self.model.get_submodule(name), layer, state)
         self.level = level
@@ -115,11 +123,14 @@ class Fidelity:
             batches: See `recalibrate`.
             device: Where the model lives.
         """
+        before = self.level
+        self.set(1.0)
         small = self.extract(level)
         recalibrate(small, batches, device)
         own = {name: tensor for name, tensor in small.named_buffers() if "running_" in name}
         whole = dict(self.model.named_buffers())
         self.statistics[level] = scatter(own, whole, self.graph, prefix_plan(self.graph, level))
+        self.set(before)
 
     def _statistics_of(self, level: float) -> State:
         higher = [known for known in self.statistics if level <= known]

@@ -149,6 +149,15 @@ class Method:
         """Return the network as it is measured and stored: here the one that is trained."""
         return model
 
+    def validated(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the networks that meet the validation images after each epoch.
+
+        Returns:
+            What the log adds to "val_accuracy" -> network; where an epoch is chosen, it is the one
+            with the best mean.
+        """
+        return {"": self.product(model)}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return what must survive a restart."""
         return {}

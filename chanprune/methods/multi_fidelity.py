@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from chanprune.channels import ChannelGraph, narrow, prefix_plan
+from chanprune.channels import ChannelGraph, Fidelity, narrow, prefix_plan
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.methods.base import Method, Step
 
@@ -163,3 +163,10 @@ class MultiFidelity(Method):
     def product(self, model: nn.Module) -> nn.Module:
         """Return the network, with the coefficients multiplied into its tensors."""
         return self.coefficients.folded(model) if self.coefficients.factors else model
+
+    def validated(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the network at every level; 1 is logged without a name."""
+        fidelity = Fidelity(self.product(model), self.graph)
+        return {
+            "" if level == 1 else f"_at_{level:g}": fidelity.extract(level) for level in self.levels
+        }

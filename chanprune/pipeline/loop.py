@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal, Protocol, cast
 
 import torch
@@ -83,7 +84,8 @@ def train(
     """Train `model` in place.
 
     After every epoch the state is saved to the stage's folder. With `stage.keep` "best" the model
-    ends as it was after the epoch with the best validation accuracy (the later one if equal).
+    ends as it was after the epoch with the best validation accuracy (the later one if equal; the
+    mean where `Method.validated` names several networks).
 
     Returns:
         The epoch (from 1) that the stage hands on.
@@ -124,17 +126,22 @@ def train(
                 _check_finite(losses[-CHECK_EVERY:], stage, epoch, index)
         _check_finite(losses, stage, epoch, index)
         _check_finite([_norm(model)], stage, epoch, index)
+        val = {
+            f"val_accuracy{name}": evaluate(network, validation)
+            for name, network in method.validated(model).items()
+        }
         metrics = {
             "loss": torch.stack(losses).mean().item(),
             "train_accuracy": torch.stack(hits).mean().item(),
-            "val_accuracy": evaluate(method.product(model), validation),
+            **val,
             "lr": step.lr,
             **method.after_epoch(step),
             "seconds": time.perf_counter() - began,
         }
         record.epoch(stage.name, epoch + 1, metrics, model)
-        if stage.keep == "best" and metrics["val_accuracy"] >= best[0]:
-            best = (metrics["val_accuracy"], epoch + 1, copy.deepcopy(model.state_dict()))
+        score = fmean(val.values())
+        if stage.keep == "best" and score >= best[0]:
+            best = (score, epoch + 1, copy.deepcopy(model.state_dict()))
         _save(stage, model, optimiser, method, epoch + 1, index, options)
     bar.close()
     if best[2] is not None:

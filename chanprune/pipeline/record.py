@@ -13,7 +13,7 @@ from tqdm import tqdm
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import RunError
 
-SHARES = ("accuracy", "nearly_zero_scales", "scales_below_0.05")
+SHARES = ("_accuracy", "nearly_zero_scales", "scales_below_0.05")
 
 
 class Record:
@@ -65,7 +65,7 @@ class Record:
 
 def _told(name: str, value: float) -> str:
     label = name.replace("_accuracy", "").replace("_", " ")
-    if name.endswith(SHARES):
+    if any(share in name for share in SHARES):
         return f"{label} {100 * value:5.1f} %"
     if name == "seconds":
         return f"{value:.1f} s"

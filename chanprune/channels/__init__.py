@@ -6,6 +6,7 @@ that slices tensors.
 """
 
 from chanprune.channels.absorb import Absorption
+from chanprune.channels.bank import Bank
 from chanprune.channels.batchnorm import recalibrate
 from chanprune.channels.compact import Compaction, CompactionError, compact, masked
 from chanprune.channels.counting import CONVENTIONS, Counts, LayerCount, count, count_plan
@@ -21,6 +22,7 @@ from chanprune.channels.trace import UnsupportedNetwork, trace
 __all__ = [
     "CONVENTIONS",
     "Absorption",
+    "Bank",
     "ChannelGraph",
     "ChannelGroup",
     "Compaction",

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.absorb import Absorption, absorb_constants
 from chanprune.channels.emptied import constant_of
-from chanprune.channels.gathered import Gathered, gathered_type
+from chanprune.channels.gathered import read
 from chanprune.channels.graph import ChannelGraph, Layer
 from chanprune.channels.plan import Plan
 from chanprune.channels.slicing import gather
@@ -102,22 +103,10 @@ def _shrunk(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Pl
             kept = torch.from_numpy(keep[graph.layers[name].outputs].nonzero()[0])
             small.set_submodule(name, constant_of(model, layer.made_of, kept))
             continue
-        module = small.get_submodule(name)
-        put(module, layer, state)
-        if layer.index is not None and len(layer.index) < len(layer.inputs):
-            _gather_in_front(module, torch.from_numpy(layer.index))
+        put(small.get_submodule(name), layer, state)
     if after.calls is graph.calls:
         return small
     return fx.GraphModule(small, after.calls, type(model).__name__).train(model.training)
-
-
-def _gather_in_front(module: nn.Module, index: torch.Tensor) -> None:
-    """Let a batch norm read only the channels `index` of its input."""
-    if not isinstance(module, Gathered):
-        module.__class__ = gathered_type(type(module))
-    assert isinstance(module, Gathered)
-    device = next(module.parameters()).device
-    module.gather_channels(index if device.type == "meta" else index.to(device))
 
 
 def put(module: nn.Module, layer: Layer, state: Mapping[str, torch.Tensor]) -> None:
@@ -146,6 +135,9 @@ def put(module: nn.Module, layer: Layer, state: Mapping[str, torch.Tensor]) -> N
         module.in_features, module.out_features = len(layer.inputs), len(layer.outputs)
     elif isinstance(module, ops.BATCH_NORMS):
         module.num_features = len(layer.outputs)
+        everything = np.arange(len(layer.inputs))
+        reads_all = layer.index is None or np.array_equal(layer.index, everything)
+        read(module, None if reads_all else torch.from_numpy(layer.index))
 
 
 def _self_check(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Plan) -> float:

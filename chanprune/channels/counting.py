@@ -163,6 +163,19 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
     return Counts(layers)
 
 
+def executed_macs(model: nn.Module, graph: ChannelGraph) -> int:
+    """Count the multiply-accumulates of a forward pass of one image, without running it.
+
+    Args:
+        model: The network as it is.
+        graph: Its channel graph.
+    """
+    layers = [layer for layer in graph.layers.values() if layer.kind in ("conv", "linear")]
+    return sum(
+        layer.positions * model.get_parameter(f"{layer.name}.weight").numel() for layer in layers
+    )
+
+
 def _numel(tensor: Tensor, key: str, layer: Layer) -> int:
     if key != "weight" or layer.kind in ("norm", "constant"):
         return len(layer.outputs)

@@ -41,6 +41,21 @@ _TYPES: dict[type[nn.Module], type[Gathered]] = {
 }
 
 
+def read(norm: nn.Module, index: Tensor | None) -> None:
+    """Let a batch norm read only the channels `index` (C_kept,) of its input; None: all of it."""
+    if index is None:
+        if isinstance(norm, Gathered):
+            kind = next(kind for kind, gathering in _TYPES.items() if isinstance(norm, gathering))
+            del norm.index
+            norm.__class__ = kind  # type: ignore[assignment]
+        return
+    if not isinstance(norm, Gathered):
+        norm.__class__ = gathered_type(type(norm))
+    assert isinstance(norm, Gathered)
+    device = next(norm.parameters()).device
+    norm.gather_channels(index if device.type == "meta" else index.to(device))
+
+
 def gathered_type(kind: type[nn.Module]) -> type[Gathered]:
     """Return the class that gathers and is a `kind` (a batch norm, or a library's form of it)."""
     if kind not in _TYPES:

@@ -86,17 +86,31 @@ def scatter(
     Returns:
         Tensors of the original shapes.
     """
+    full = {name: into[name].clone() for name in small}
+    write(small, full, graph, plan)
+    return full
+
+
+@torch.no_grad()
+def write(
+    small: Mapping[str, Tensor], into: Mapping[str, Tensor], graph: ChannelGraph, plan: Plan
+) -> None:
+    """Do what `scatter` does, in place: change `into`.
+
+    Args:
+        small: As for `scatter`.
+        into: Tensors of the original shapes, changed in place.
+        graph: As for `scatter`.
+        plan: As for `scatter`.
+    """
     keep = graph.kept_mask(plan)
     axes = graph.axes()
-    full: State = {}
     for name, tensor in small.items():
         index = _index(axes.get(name, ()), keep, tensor.device)
-        if index is None:
-            full[name] = tensor
-        else:
-            full[name] = into[name].clone()
-            full[name][index] = tensor
-    return full
+        if index is not None:
+            into[name][index] = tensor
+        elif into[name].data_ptr() != tensor.data_ptr():
+            into[name].copy_(tensor)
 
 
 def renumber(

@@ -1,0 +1,113 @@
+"""The bank: all tensors of a network, of which training executes and updates a part.
+
+While a plan is active the modules hold small tensors of their own, cut from the bank, and compute
+real, smaller convolutions; nothing is masked. What is not active keeps every bit: weights, batch
+norm statistics, and the optimiser's momentum, which no weight decay touches meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from chanprune.channels.compact import put
+from chanprune.channels.counting import executed_macs
+from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.plan import Plan
+from chanprune.channels.slicing import State, gather, write
+
+
+class Bank:
+    """Runs part of a network's channels, and trains only those.
+
+    Args:
+        model: The network, changed in place.
+        graph: Its channel graph.
+        optimiser: What trains it, with the network's parameters in it.
+
+    Attributes:
+        plan: What is active; None: everything, with the network's own tensors in place.
+        macs: Multiply-accumulates of a forward pass of what is active, for one image.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, optimiser: torch.optim.Optimizer):
+        self.model = model
+        self.graph = graph
+        self.optimiser = optimiser
+        self.plan: Plan | None = None
+        self.macs = executed_macs(model, graph)
+        self._parameters = dict(model.named_parameters())
+        self._tensors: State = {**self._parameters, **dict(model.named_buffers())}
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._names = [[names[id(p)] for p in g["params"]] for g in optimiser.param_groups]
+        self._moments: dict[str, State] = {}
+        self._counters: dict[str, State] = {}
+
+    def activate(self, plan: Plan | None, *, forget: bool = False) -> None:
+        """Execute and train what `plan` keeps from now on, and nothing else.
+
+        Args:
+            plan: Leaves no channel group empty; None: everything, with the network's own tensors.
+            forget: What was not active until now starts without momentum.
+        """
+        self._store(forget)
+        after, state = self.graph, self._tensors
+        if plan is not None:
+            after = self.graph.after(plan)
+            detached = {name: tensor.detach() for name, tensor in state.items()}
+            state = gather(detached, self.graph, plan)
+        for name, layer in after.layers.items():
+            put(self.model.get_submodule(name), layer, state)
+        self.plan = plan
+        self.macs = executed_macs(self.model, after)
+        self._retarget()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Put the whole network in place for a while: to save it, or to look at it."""
+        plan = self.plan
+        if plan is not None:
+            self.activate(None)
+        try:
+            yield
+        finally:
+            if plan is not None:
+                self.activate(plan)
+
+    @torch.no_grad()
+    def _store(self, forget: bool) -> None:
+        """Write what is active back to the bank."""
+        active = dict(self.model.named_parameters())
+        moments: dict[str, State] = {}
+        for name, parameter in active.items():
+            for key, value in self.optimiser.state[parameter].items():
+                kind = moments if value.dim() else self._counters
+                kind.setdefault(key, {})[name] = value
+        if self.plan is None:
+            self._moments = moments
+            return
+        own = {**active, **dict(self.model.named_buffers())}
+        write({name: own[name] for name in self._tensors}, self._tensors, self.graph, self.plan)
+        for key, small in moments.items():
+            stored = self._moments.setdefault(key, {})
+            for name in small:
+                if name not in stored or forget:
+                    stored[name] = torch.zeros_like(self._parameters[name])
+            write(small, stored, self.graph, self.plan)
+
+    def _retarget(self) -> None:
+        """Let the optimiser update the tensors that are in place now."""
+        active = dict(self.model.named_parameters())
+        for group, names in zip(self.optimiser.param_groups, self._names, strict=True):
+            group["params"] = [active[name] for name in names]
+        self.optimiser.state.clear()
+        for key, stored in self._moments.items():
+            state = stored if self.plan is None else gather(stored, self.graph, self.plan)
+            for name, value in state.items():
+                self.optimiser.state[active[name]][key] = value
+        for key, counters in self._counters.items():
+            for name, value in counters.items():
+                self.optimiser.state[active[name]][key] = value

@@ -171,6 +171,40 @@ class IncompleteDotProducts(_Leveled):
     profile: Literal["all_one", "linear", "harmonic", "half_exponential"]
 
 
+class _Dynamic(_Section):
+    """Methods that train part of the channels at each step."""
+
+    every: Annotated[int, Field(ge=0)]
+    freeze: Annotated[float, Field(ge=0, le=1)]
+    floor: Annotated[float, Field(ge=0, le=1)]
+    momentum: Literal["keep", "reset"]
+
+
+class Cucb(_Dynamic):
+    """method=cucb, final_random."""
+
+    name: Literal["cucb", "final_random"]
+    exploration: NotNegative | None
+    explore: Annotated[int, Field(ge=0)] | None
+    scope: Literal["global", "layer"]
+    normalise: Literal["l2", "max", "rms", "none"]
+    reduce: Literal["batch", "example"]
+    statistic: Literal["mean", "ema"]
+
+
+class RandomEveryStep(_Dynamic):
+    """method=random_every_step."""
+
+    name: Literal["random_every_step"]
+
+
+class FixedRandom(_Section):
+    """method=fixed_random."""
+
+    name: Literal["fixed_random"]
+    floor: Annotated[float, Field(ge=0, le=1)]
+
+
 class Prune(_Section):
     """prune.*: which channels go."""
 
@@ -184,6 +218,7 @@ class Prune(_Section):
     min_share: Annotated[float, Field(ge=0, le=1)]
     max_share: Annotated[float, Field(gt=0, le=1)]
     round_to: Annotated[int, Field(ge=1)]
+    widths: Text | None
     recalibrate: Annotated[int, Field(ge=0)]
 
 
@@ -235,7 +270,15 @@ SECTIONS: dict[str, list[type[_Section]]] = {
     "run": [RunSection],
     "model": [Vgg, ResNet, PreResNet, ResNeXt, DenseNet, CondenseNet, Library],
     "dataset": [Embedded, FromFiles],
-    "method": [NoMethod, Slimming, Prioritized, IncompleteDotProducts],
+    "method": [
+        NoMethod,
+        Slimming,
+        Prioritized,
+        IncompleteDotProducts,
+        Cucb,
+        RandomEveryStep,
+        FixedRandom,
+    ],
     "prune": [Prune],
     "train": [Train],
     "finetune": [Finetune],

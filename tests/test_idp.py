@@ -7,7 +7,7 @@ from torch import nn
 import chanprune
 from chanprune.channels import fidelity_groups, trace
 from chanprune.errors import UserError
-from chanprune.methods import IncompleteDotProducts, MultiFidelity, Step
+from chanprune.methods import IncompleteDotProducts, MultiFidelity, Setting, Step
 from chanprune.methods.idp import coefficients_of
 from chanprune.models import build
 from tests.networks import SMALL, SMALL_SHAPE, randomise
@@ -23,7 +23,7 @@ def prepared(name, profile, **options):
     model = randomise(SMALL[name](), 0).double()
     graph = trace(model, SMALL_SHAPE)
     method = IncompleteDotProducts(profile, **options)
-    method.before_training(model, graph, 1.0)
+    method.before_training(model, graph, Setting(lr_travel=1.0))
     return model, graph, method
 
 
@@ -102,7 +102,7 @@ def test_one_level_has_no_finetune_stage_and_several_share_the_coefficients():
     model, graph, method = prepared("chain", "linear", levels=[0.5, 1.0])
     hooks = method.finetune_hooks(graph)
     assert isinstance(hooks, MultiFidelity)
-    hooks.before_training(model, graph, 1.0)
+    hooks.before_training(model, graph, Setting(lr_travel=1.0))
     hooks.before_step(NOW)
     images, labels = torch.randn(4, *SMALL_SHAPE, dtype=torch.float64), torch.randint(5, (4,))
     loss, logits = hooks.loss(model, images, labels, 0.0)
@@ -127,7 +127,8 @@ def test_a_network_without_channels_to_leave_out_is_refused():
         compression=1.0,
     )
     with pytest.raises(UserError, match="need channels that may be left out"):
-        IncompleteDotProducts().before_training(model, trace(model, (3, 16, 16)), 1.0)
+        graph = trace(model, (3, 16, 16))
+        IncompleteDotProducts().before_training(model, graph, Setting(lr_travel=1.0))
 
 
 @pytest.mark.parametrize("norm", [True, False])

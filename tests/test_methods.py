@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from chanprune.channels import trace
-from chanprune.methods import Method, PruneOptions, Slimming, Step
+from chanprune.methods import Method, PruneOptions, Setting, Slimming, Step
 from chanprune.pipeline.loop import TrainOptions, make_optimiser
 from chanprune.pipeline.schedule import Schedule
 from tests.networks import SMALL, SMALL_SHAPE, randomise
@@ -51,7 +51,7 @@ def test_one_step_without_data_moves_a_scale_by_penalty_and_decay():
         model[5].weight.copy_(start)
     before = {name: p.clone() for name, p in model.named_parameters()}
     method = Slimming(sparsity_weight=1e-4)
-    method.before_training(model, trace(model, SMALL_SHAPE), lr_travel=1.0)
+    method.before_training(model, trace(model, SMALL_SHAPE), Setting(lr_travel=1.0))
     optimiser = make_optimiser(model, OPTIONS)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -89,13 +89,14 @@ def test_the_papers_schedule_brings_unused_scales_to_zero():
 def test_travel_and_weight_are_two_names_of_one_thing():
     model = SMALL["chain"]()
     graph = trace(model, SMALL_SHAPE)
-    facts = Slimming(travel=3.0).before_training(model, graph, lr_travel=6000.0)
+    facts = Slimming(travel=3.0).before_training(model, graph, Setting(lr_travel=6000.0))
     assert facts == {"sparsity_weight": pytest.approx(5e-4), "travel": pytest.approx(3.0)}
-    facts = Slimming(sparsity_weight=5e-4).before_training(model, graph, lr_travel=6000.0)
+    facts = Slimming(sparsity_weight=5e-4).before_training(model, graph, Setting(lr_travel=6000.0))
     assert facts["travel"] == pytest.approx(3.0)
-    paper = Slimming().before_training(model, graph, lr_travel=66_001.0)
+    paper = Slimming().before_training(model, graph, Setting(lr_travel=66_001.0))
     assert paper == {"sparsity_weight": pytest.approx(1e-4, rel=1e-4), "travel": pytest.approx(6.6)}
-    assert Slimming().before_training(model, graph, lr_travel=100.0)["sparsity_weight"] == 0.01
+    short = Slimming().before_training(model, graph, Setting(lr_travel=100.0))
+    assert short["sparsity_weight"] == 0.01
     with pytest.raises(ValueError, match="not both"):
         Slimming(sparsity_weight=1e-4, travel=1.0)
 

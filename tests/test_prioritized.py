@@ -11,7 +11,7 @@ from torch import nn
 import chanprune
 from chanprune.channels import compact, count, count_plan, prefix_plan, select_above, trace
 from chanprune.channels.operations import BATCH_NORMS
-from chanprune.methods import MultiFidelity, Prioritized, PruneOptions, Step
+from chanprune.methods import MultiFidelity, Prioritized, PruneOptions, Setting, Step
 from chanprune.methods.prioritized import (
     decreasing_scales,
     monotonicity_gradient,
@@ -58,7 +58,7 @@ def test_ties_decide_the_order_coefficient():
 def test_scales_never_become_negative_and_get_both_gradients():
     model = SMALL["chain"]()
     method = Prioritized(sparsity_weight=0.1, monotonicity_weight=1.0)
-    method.before_training(model, trace(model, SMALL_SHAPE), lr_travel=1.0)
+    method.before_training(model, trace(model, SMALL_SHAPE), Setting(lr_travel=1.0))
     for scale in method.scales:
         scale.grad = torch.zeros_like(scale)
         scale.data[3] = scale.data[2] + 1
@@ -109,7 +109,7 @@ def prepared(levels=LEVELS):
     model = randomise(SMALL["chain"](), 0).double().train()
     graph = trace(model, SMALL_SHAPE)
     method = MultiFidelity(graph, levels)
-    method.before_training(model, graph, 1.0)
+    method.before_training(model, graph, Setting(lr_travel=1.0))
     images = torch.randn(6, *SMALL_SHAPE, dtype=torch.float64)
     return model, graph, method, images, torch.randint(5, (6,))
 
@@ -130,7 +130,7 @@ def test_the_loss_and_its_gradient_are_the_sums_over_the_levels():
     losses, parts = [], []
     for level in LEVELS:
         one = MultiFidelity(graph, [level])
-        one.before_training(model, graph, 1.0)
+        one.before_training(model, graph, Setting(lr_travel=1.0))
         value, _, gradient = gradients(model, one, images, labels)
         small = compact(model, graph, prefix_plan(graph, level)).model.eval()
         expected = nn.functional.cross_entropy(small(images), labels)
@@ -147,7 +147,7 @@ def test_the_loss_and_its_gradient_are_the_sums_over_the_levels():
 def test_channels_beyond_a_level_get_no_gradient_from_it():
     model, graph, _, images, labels = prepared()
     method = MultiFidelity(graph, [0.75])
-    method.before_training(model, graph, 1.0)
+    method.before_training(model, graph, Setting(lr_travel=1.0))
     gradient = gradients(model, method, images, labels)[2]["first.0.weight"]
     assert gradient[:6].abs().max() > 0 and gradient[6:].abs().max() == 0
 
@@ -155,7 +155,7 @@ def test_channels_beyond_a_level_get_no_gradient_from_it():
 def test_the_sandwich_takes_both_ends_and_distils_from_the_highest():
     model, graph, _, images, labels = prepared()
     method = MultiFidelity(graph, LEVELS, sandwich=True)
-    method.before_training(model, graph, 1.0)
+    method.before_training(model, graph, Setting(lr_travel=1.0))
     method.before_step(NOW)
     torch.manual_seed(3)
     loss, logits = method.loss(model, images, labels, 0.1)

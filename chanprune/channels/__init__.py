@@ -15,7 +15,7 @@ from chanprune.channels.graph import ChannelGraph, ChannelGroup
 from chanprune.channels.order import order_by
 from chanprune.channels.plan import Plan
 from chanprune.channels.scores import filter_scores, scale_scores
-from chanprune.channels.selection import Selection, select_above, select_global
+from chanprune.channels.selection import Selection, select_above, select_global, select_widths
 from chanprune.channels.slicing import State, gather, narrow, scatter
 from chanprune.channels.trace import UnsupportedNetwork, trace
 
@@ -49,5 +49,6 @@ __all__ = [
     "scatter",
     "select_above",
     "select_global",
+    "select_widths",
     "trace",
 ]

@@ -53,6 +53,8 @@ class Bank:
             plan: Leaves no channel group empty; None: everything, with the network's own tensors.
             forget: What was not active until now starts without momentum.
         """
+        if plan is None and self.plan is None:
+            return
         self._store(forget)
         after, state = self.graph, self._tensors
         if plan is not None:

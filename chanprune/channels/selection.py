@@ -159,6 +159,40 @@ def select_above(
     return Selection(kept, removed, total, threshold, at_floor)
 
 
+def select_widths(
+    scores: Mapping[str, Tensor],
+    widths: Mapping[str, int],
+    *,
+    blocks: Mapping[str, int] | None = None,
+) -> Selection:
+    """Keep a given number of channels in each group, its best.
+
+    Args:
+        scores: Group name -> (C,) finite scores, high means keep.
+        widths: Group name -> how many stay; groups that are not named keep all.
+        blocks: Group name -> number of blocks that must keep equally many channels.
+
+    Raises:
+        ValueError: A width is out of range, or names a group that has no scores.
+    """
+    kept = {}
+    for name, width in widths.items():
+        if name not in scores or not 1 <= width <= len(scores[name]):
+            sizes = ", ".join(f"{group} {len(score)}" for group, score in scores.items())
+            raise ValueError(f"{name} cannot keep {width} channels; there are: {sizes}")
+        parts = (
+            scores[name].detach().double().cpu().numpy().reshape((blocks or {}).get(name, 1), -1)
+        )
+        if width % len(parts):
+            raise ValueError(f"{name} must keep a multiple of {len(parts)} channels, not {width}")
+        best = np.argsort(-parts, axis=1, kind="stable")[:, : width // len(parts)]
+        best += np.arange(len(parts))[:, None] * parts.shape[1]
+        kept[name] = sorted(best.reshape(-1).tolist())
+    total = sum(len(score) for score in scores.values())
+    removed = sum(len(scores[name]) - len(channels) for name, channels in kept.items())
+    return Selection(kept, removed, total, math.nan, [])
+
+
 def _floor(size: int, min_channels: int, min_share: float, max_share: float) -> int:
     smallest = max(min_channels, math.ceil(min_share * size - 1e-9))
     return min(size, max(smallest, size - math.floor(max_share * size + 1e-9)))

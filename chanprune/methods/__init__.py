@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
-from chanprune.methods.base import Method, PruneOptions, Step
+from chanprune.methods.base import Method, PruneOptions, Setting, Step
+from chanprune.methods.cucb import Cucb
 from chanprune.methods.idp import IncompleteDotProducts
 from chanprune.methods.multi_fidelity import MultiFidelity
 from chanprune.methods.prioritized import Prioritized
+from chanprune.methods.random_channels import FinalRandom, FixedRandom, RandomEveryStep
 from chanprune.methods.slimming import Slimming
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -13,15 +15,24 @@ METHODS: dict[str, Callable[..., Method]] = {
     "slimming": Slimming,
     "prioritized": Prioritized,
     "idp": IncompleteDotProducts,
+    "cucb": Cucb,
+    "final_random": FinalRandom,
+    "random_every_step": RandomEveryStep,
+    "fixed_random": FixedRandom,
 }
 
 __all__ = [
     "METHODS",
+    "Cucb",
+    "FinalRandom",
+    "FixedRandom",
     "IncompleteDotProducts",
     "Method",
     "MultiFidelity",
     "Prioritized",
     "PruneOptions",
+    "RandomEveryStep",
+    "Setting",
     "Slimming",
     "Step",
 ]

@@ -9,7 +9,14 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chanprune.channels import ChannelGraph, Selection, select_above, select_global
+from chanprune.channels import (
+    ChannelGraph,
+    Plan,
+    Selection,
+    select_above,
+    select_global,
+    select_widths,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class PruneOptions:
     Attributes:
         rule: "ratio" drops the lowest share of all channels; "elementwise" and "prefix" what is not
             above the threshold.
+        widths: Group name -> how many channels it keeps; None: decided by the scores.
     """
 
     ratio: float
@@ -46,6 +54,25 @@ class PruneOptions:
     max_share: float = 1.0
     round_to: int = 1
     coupled: Literal["keep", "together"] = "keep"
+    widths: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method may know of a stage before its first step.
+
+    Attributes:
+        lr_travel: Sum of the learning rates of all steps, divided by (1 - momentum): how far a
+            constant unit gradient moves a parameter over the whole schedule.
+        num_steps: Number of steps.
+        seed: Seed of the run, for a generator of the method's own.
+        prune: How channels will be selected at the end.
+    """
+
+    lr_travel: float
+    num_steps: int = 1
+    seed: int = 0
+    prune: PruneOptions = PruneOptions(ratio=0.0)
 
 
 def select(scores: Mapping[str, Tensor], graph: ChannelGraph, options: PruneOptions) -> Selection:
@@ -55,6 +82,8 @@ def select(scores: Mapping[str, Tensor], graph: ChannelGraph, options: PruneOpti
         ValueError: The floors leave too few channels to drop.
     """
     blocks = {name: graph.groups[name].blocks for name in scores}
+    if options.widths is not None:
+        return select_widths(scores, options.widths, blocks=blocks)
     if options.rule != "ratio":
         return select_above(
             scores,
@@ -87,27 +116,37 @@ class Method:
         levels: Fidelity levels, in (0, 1], that the product is measured at.
         level_statistics: Number of training images from which every level's own batch-norm
             statistics are estimated at the end; 0 if the levels share the whole network's.
+        advice: What the user should know of the options, once `before_training` has seen them.
+        forgets: Whether channels that become active start without momentum.
     """
 
     prunes = False
     levels: tuple[float, ...] = (1.0,)
     level_statistics = 0
+    advice = ""
+    forgets = False
 
     def before_training(
-        self, model: nn.Module, graph: ChannelGraph, lr_travel: float
+        self, model: nn.Module, graph: ChannelGraph, setting: Setting
     ) -> dict[str, float]:
         """Called once, before the first step of the stage.
 
         Args:
             model: The network, on its device.
             graph: Its channel graph.
-            lr_travel: Sum of the learning rates of all steps, divided by (1 - momentum): how far a
-                constant unit gradient moves a parameter over the whole schedule.
+            setting: What is known of the stage.
 
         Returns:
             What the log should say of the method, name -> value.
         """
         return {}
+
+    def active_channels(self, step: Step) -> Plan | None:
+        """Return the channels to execute and train from this step on; None: as before.
+
+        Called before each step. What is not active keeps every bit; see `Bank`.
+        """
+        return None
 
     def before_step(self, step: Step) -> None:
         """Called before each forward pass."""

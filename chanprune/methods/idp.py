@@ -27,6 +27,7 @@ from torch.func import functional_call
 
 from chanprune.channels import ChannelGraph, fidelity_groups
 from chanprune.errors import UserError
+from chanprune.methods.base import Setting
 from chanprune.methods.multi_fidelity import Coefficients, Leveled
 
 Profile = Literal["all_one", "linear", "harmonic", "half_exponential"]
@@ -45,7 +46,7 @@ class IncompleteDotProducts(Leveled):
         self.profile: Profile = profile
 
     def before_training(
-        self, model: nn.Module, graph: ChannelGraph, lr_travel: float
+        self, model: nn.Module, graph: ChannelGraph, setting: Setting
     ) -> dict[str, float]:
         """Lay the coefficients on the channels, and make up for their size."""
         factors = _factors(graph, self.profile)

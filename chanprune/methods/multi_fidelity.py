@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from chanprune.channels import ChannelGraph, Fidelity, narrow, prefix_plan
 from chanprune.channels.operations import BATCH_NORMS
-from chanprune.methods.base import Method, Step
+from chanprune.methods.base import Method, Setting, Step
 
 BETWEEN = 2
 
@@ -117,7 +117,7 @@ class MultiFidelity(Method):
         self.norms: list[nn.Module] = []
 
     def before_training(
-        self, model: nn.Module, graph: ChannelGraph, lr_travel: float
+        self, model: nn.Module, graph: ChannelGraph, setting: Setting
     ) -> dict[str, float]:
         """Find the batch norms that are to be frozen."""
         self.norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]

@@ -21,7 +21,7 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Selection, scale_scores
-from chanprune.methods.base import PruneOptions, Step, select
+from chanprune.methods.base import PruneOptions, Setting, Step, select
 from chanprune.methods.multi_fidelity import Leveled
 from chanprune.methods.slimming import penalty_weight, scaled_norms
 
@@ -64,7 +64,7 @@ class Prioritized(Leveled):
         self.scales: list[nn.Parameter] = []
 
     def before_training(
-        self, model: nn.Module, graph: ChannelGraph, lr_travel: float
+        self, model: nn.Module, graph: ChannelGraph, setting: Setting
     ) -> dict[str, float]:
         """Let the scales start in decreasing order, and fix the weights of the penalties."""
         norms = scaled_norms(model)
@@ -73,12 +73,12 @@ class Prioritized(Leveled):
             for norm in norms if self._decreasing else ():
                 norm.weight.copy_(decreasing_scales(norm.num_features))
                 norm.bias.zero_()
-        self.sparsity_weight = penalty_weight(*self._given, lr_travel)
+        self.sparsity_weight = penalty_weight(*self._given, setting.lr_travel)
         given = self._given_monotonicity
         self.monotonicity_weight = self.sparsity_weight if given is None else given
         return {
             "sparsity_weight": self.sparsity_weight,
-            "travel": self.sparsity_weight * lr_travel,
+            "travel": self.sparsity_weight * setting.lr_travel,
             "monotonicity_weight": self.monotonicity_weight,
         }
 

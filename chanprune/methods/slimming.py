@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from chanprune.channels import ChannelGraph, Selection, scale_scores
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import UserError
-from chanprune.methods.base import PruneOptions, Step, select
+from chanprune.methods.base import PruneOptions, Setting, Step, select
 from chanprune.methods.multi_fidelity import Leveled
 
 PAPER_TRAVEL = 6.6
@@ -83,12 +83,13 @@ class Slimming(Leveled):
         self.scales: list[nn.Parameter] = []
 
     def before_training(
-        self, model: nn.Module, graph: ChannelGraph, lr_travel: float
+        self, model: nn.Module, graph: ChannelGraph, setting: Setting
     ) -> dict[str, float]:
         """Find the scales and fix the weight of the penalty for this schedule."""
         self.scales = [norm.weight for norm in scaled_norms(model)]
-        self.sparsity_weight = penalty_weight(self._given_weight, self._given_travel, lr_travel)
-        travel = self.sparsity_weight * lr_travel
+        given = (self._given_weight, self._given_travel)
+        self.sparsity_weight = penalty_weight(*given, setting.lr_travel)
+        travel = self.sparsity_weight * setting.lr_travel
         return {"sparsity_weight": self.sparsity_weight, "travel": travel}
 
     @torch.no_grad()

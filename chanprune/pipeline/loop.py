@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from chanprune.channels import ChannelGraph
+from chanprune.channels import Bank, ChannelGraph
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import RunError
-from chanprune.methods import Method, Step
+from chanprune.methods import Method, PruneOptions, Setting, Step
 from chanprune.pipeline.files import write_json, write_tensors
 from chanprune.pipeline.record import Record
 from chanprune.pipeline.schedule import Schedule
@@ -59,11 +59,13 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: its name, where its checkpoints go, and which epoch it hands on."""
+    """A stage: its name, where its checkpoints go, which epoch it hands on, what comes after."""
 
     name: str
     folder: Path
     keep: Literal["last", "best"]
+    seed: int
+    prune: PruneOptions
 
     @property
     def option(self) -> str:
@@ -103,9 +105,13 @@ def train(
         options.warmup,
     )
     momentum = options.momentum if options.optimiser == "sgd" else 0.0
-    facts = method.before_training(model, graph, schedule.travel(momentum))
+    setting = Setting(schedule.travel(momentum), num_steps, stage.seed, stage.prune)
+    facts = method.before_training(model, graph, setting)
     record.start_stage(stage.name, options.epochs, num_steps, facts)
+    if method.advice:
+        record.say(f"  {method.advice}")
     optimiser = make_optimiser(model, options)
+    bank = Bank(model, graph, optimiser)
     forward = cast(nn.Module, torch.compile(model)) if options.compile else model
     best: tuple[float, int, dict[str, Tensor] | None] = (-1.0, options.epochs, None)
     index = 0
@@ -117,6 +123,9 @@ def train(
         hits: list[Tensor] = []
         for images, labels in batches.epoch(epoch):
             step = Step(index, epoch, schedule.at(index), index / num_steps)
+            active = method.active_channels(step)
+            if active is not None:
+                bank.activate(active, forget=method.forgets)
             loss, logits = _update(forward, optimiser, method, step, images, labels, options)
             losses.append(loss.detach())
             hits.append((logits.detach().argmax(1) == labels).float().mean())
@@ -142,8 +151,10 @@ def train(
         score = fmean(val.values())
         if stage.keep == "best" and score >= best[0]:
             best = (score, epoch + 1, copy.deepcopy(model.state_dict()))
-        _save(stage, model, optimiser, method, epoch + 1, index, options)
+        with bank.whole():
+            _save(stage, model, optimiser, method, epoch + 1, index, options)
     bar.close()
+    bank.activate(None)
     if best[2] is not None:
         model.load_state_dict(best[2])
     return best[1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +43,7 @@ class Prepared:
     network: Network
     device: torch.device
     notes: tuple[str, ...]
+    widths: Mapping[str, int] | None
 
 
 def prepare(config: Mapping[str, Any]) -> Prepared:
@@ -64,7 +67,25 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         graph = trace(model, info.input_shape)
     except UnsupportedNetwork as error:
         raise UserError(str(error)) from error
-    return Prepared(dataset, Network(model, graph), device, notes)
+    widths = _widths_of(config["prune"]["widths"], graph)
+    return Prepared(dataset, Network(model, graph), device, notes, widths)
+
+
+def _widths_of(run_dir: str | None, graph: ChannelGraph) -> dict[str, int] | None:
+    """Read how many channels each group kept in another run."""
+    if run_dir is None:
+        return None
+    try:
+        plan = json.loads((Path(run_dir) / "plan.json").read_text(encoding="utf-8"))
+        widths = {name: len(kept) for name, kept in plan["kept"].items()}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"prune.widths={run_dir}: there is no plan.json of a finished run"
+        ) from error
+    for name, width in widths.items():
+        if name not in graph.groups or not 1 <= width <= graph.groups[name].size:
+            raise UserError(f"prune.widths={run_dir} keeps {width} channels of {name}, not here")
+    return widths
 
 
 def _load_weights(model: nn.Module, options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ class _Experiment:
         self.absorb: Literal["none", "bias"] = pruning.pop("absorb")
         self.recalibrate: int = pruning.pop("recalibrate")
         self.in_order: bool = pruning.pop("order")
-        self.select = PruneOptions(**pruning)
+        self.select = PruneOptions(**{**pruning, "widths": prepared.widths})
         self.reports: list[PruneReport] = []
         self.orders: dict[str, list[int]] = {}
         graph = prepared.network.graph
@@ -130,7 +130,13 @@ class _Experiment:
     ) -> None:
         """Train or fine-tune; without a penalty the best epoch on validation is kept."""
         chosen = TrainOptions(**options)
-        stage = Stage(name, self.run_dir / name, "last" if method.prunes else "best")
+        stage = Stage(
+            name,
+            self.run_dir / name,
+            "last" if method.prunes else "best",
+            self.config["seed"],
+            self.select,
+        )
         batches = data.train_batches(
             self.dataset,
             batch_size=chosen.batch_size,

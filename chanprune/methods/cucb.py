@@ -1,0 +1,246 @@
+"""CUCB: dynamic channel execution with a bandit (Spasov and Lio, 2019).
+
+Every channel is an arm of a combinatorial bandit. At a step the channels with the largest upper
+confidence bound
+
+    mean saliency + exploration * sqrt(3 ln t / (2 T))
+
+are executed and trained, T being how often a channel was, and t the number of steps; the saliency
+of each is observed. First a phase of random channels sees every channel. At the end the channels
+with the largest mean, without the bonus, stay.
+
+The saliency is the first-order Taylor expansion of the change of the loss when the channel's output
+h goes, |mean of h * dL/dh|. Behind a batch norm with scale g and shift b it equals
+|g * dL/dg + b * dL/db| / (height * width), and ReLU and max-pooling pass the same number on: the
+gradients that training computes anyway say it all ("batch"). Molchanov et al. (2016) take the
+absolute value for each image first, which needs the feature maps ("example").
+
+Differs from the poster, which leaves it open: saliencies are divided by the layer's norm over its
+active channels, as Molchanov et al. do, since without it layers cannot be compared; and the random
+phase takes the channels seen least, so that none is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from chanprune.channels import ChannelGraph
+from chanprune.errors import UserError
+from chanprune.methods.base import Setting, Step
+from chanprune.methods.dynamic import DynamicChannels, Scores, ranks
+
+SHORT_RUN = 20_000
+EMA_WEIGHT = 0.01
+UNSEEN = 1e6
+
+Normalisation = Literal["l2", "max", "rms", "none"]
+
+
+class Cucb(DynamicChannels):
+    """Train the channels with the largest upper confidence bounds.
+
+    Args:
+        exploration: Factor on the bonus; 1 on the poster. Null scales it to the length of the run:
+            the last bonus of an average channel is then a tenth of a typical saliency.
+        explore: Steps of the random phase; null: 100, or 20 / active share if that is more.
+        scope: Whether channels compete in the whole network or within their group.
+        normalise: What saliencies are divided by, see `normalised`.
+        reduce: Absolute value of the mean over the batch, or mean of each image's absolute value.
+        statistic: Mean of all observations, or their exponential average (0.01 for the newest).
+        dynamic: See `DynamicChannels`.
+    """
+
+    def __init__(
+        self,
+        exploration: float | None = 1.0,
+        explore: int | None = None,
+        scope: Literal["global", "layer"] = "global",
+        normalise: Normalisation = "l2",
+        reduce: Literal["batch", "example"] = "batch",
+        statistic: Literal["mean", "ema"] = "mean",
+        **dynamic: Any,
+    ):
+        super().__init__(**dynamic)
+        self.exploration = exploration
+        self.explore = explore
+        self.scope = scope
+        self.normalise = normalise
+        self.reduce = reduce
+        self.statistic = statistic
+        self.bonus = exploration
+        self.means = torch.empty(0)
+        self.counts = torch.empty(0)
+
+    def before_training(
+        self, model: nn.Module, graph: ChannelGraph, setting: Setting
+    ) -> dict[str, float]:
+        """Find the batch norms, and fix the random phase and the bonus for this schedule."""
+        facts = super().before_training(model, graph, setting)
+        without = [name for name in self.sizes if not graph.groups[name].norms]
+        if without:
+            raise UserError(
+                f"CUCB reads saliencies from batch norms, and the channel group {without[0]} has "
+                "none; take a network that has (for VGG model.norm=true)"
+            )
+        norms = {norm for name in self.sizes for norm in graph.groups[name].norms}
+        self.norms = [(model.get_submodule(n), graph.layers[n].outputs) for n in sorted(norms)]
+        self.group_of = torch.full((graph.num_channels,), -1)
+        for number, group in enumerate(graph.groups[name] for name in self.sizes):
+            self.group_of[group.start : group.start + group.size] = number
+        share = facts["active_channels"] / facts["of"]
+        self.exploring = max(100, math.ceil(20 / share)) if self.explore is None else self.explore
+        self.num_steps = setting.num_steps
+        if self.exploring >= self.num_steps:
+            raise UserError(
+                f"method.explore={self.exploring}: the random phase must be shorter than the "
+                f"training, which has {self.num_steps} steps; train longer or explore less"
+            )
+        if self.exploration == 1 and self.num_steps < SHORT_RUN:
+            self.advice = (
+                f"method.exploration=1 suits runs of 125,000 steps; in {self.num_steps} steps the "
+                "choice will not settle (null scales it to the run)"
+            )
+        self.ties = torch.rand(graph.num_channels, generator=self.generator, dtype=torch.float64)
+        if not len(self.means):
+            self.means = torch.zeros(graph.num_channels, dtype=torch.float64)
+            self.counts = torch.zeros(graph.num_channels, dtype=torch.float64)
+        return {**facts, "random_steps": self.exploring}
+
+    def scores(self, step: Step) -> Scores:
+        """Return the upper confidence bounds; in the random phase, what was seen least first."""
+        if step.index < self.exploring:
+            random = self.random_ranks()
+            return ranks({n: random[n] - c for n, c in self.by_group(self.counts).items()})
+        if self.bonus is None:
+            self.bonus = self._scaled_exploration()
+        bounds = upper_bounds(self.means, self.counts, step.index, self.bonus, self.ties)
+        return self._competing(bounds)
+
+    def final_scores(self) -> Scores:
+        """Return the means, without the bonus."""
+        return self._competing(self.means)
+
+    def _competing(self, scores: Tensor) -> Scores:
+        """Let channels compete in the whole network, or within their group."""
+        groups = self.by_group(scores)
+        return ranks(groups) if self.scope == "layer" else groups
+
+    def _scaled_exploration(self) -> float:
+        """Return the factor that makes the last bonus a tenth of a typical mean."""
+        typical = self.means[self.group_of >= 0].median().item()
+        times_active = self.counts.sum().item() / max(1, int((self.group_of >= 0).sum()))
+        last = times_active / self.exploring * self.num_steps
+        return min(1.0, 0.1 * typical / math.sqrt(3 * math.log(self.num_steps) / (2 * last)))
+
+    def loss(
+        self, model: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy and the logits; note the feature maps if they are needed."""
+        if self.reduce == "batch":
+            return super().loss(model, images, labels, label_smoothing)
+        with self._watched():
+            return super().loss(model, images, labels, label_smoothing)
+
+    @torch.no_grad()
+    def after_backward(self, step: Step) -> None:
+        """Observe the saliencies of the active channels."""
+        total = torch.zeros(len(self.means), dtype=torch.float64)
+        for norm, outputs in self.norms:
+            active = torch.from_numpy(outputs[self.active[outputs]])
+            total.index_add_(0, active, self._saliency(norm).double().cpu())
+        active = torch.from_numpy(self.active) & (self.group_of >= 0)
+        observed = normalised(total[active], self.group_of[active], self.normalise)
+        counts = self.counts[active] + 1
+        means = self.means[active]
+        weight = 1 / counts if self.statistic == "mean" else (1 / counts).clamp(min=EMA_WEIGHT)
+        self.counts[active] = counts
+        self.means[active] = means + weight * (observed - means)
+
+    def after_epoch(self, step: Step) -> dict[str, float]:
+        """Report the churn and the factor on the bonus."""
+        return {**super().after_epoch(step), "exploration": self.bonus or 0.0}
+
+    def _saliency(self, norm: nn.Module) -> Tensor:
+        """Return (C,) saliencies behind a batch norm, up to a factor that the layer shares."""
+        if self.reduce == "example":
+            output = self._outputs[norm]
+            assert output.grad is not None
+            return (output * output.grad).flatten(2).mean(2).abs().mean(0)
+        assert isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor)
+        assert norm.weight.grad is not None and norm.bias.grad is not None
+        return (norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).abs()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Keep the batch norms' outputs of a forward pass, with their gradients."""
+        self._outputs: dict[nn.Module, Tensor] = {}
+
+        def note(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            output.retain_grad()
+            self._outputs[norm] = output
+
+        handles = [norm.register_forward_hook(note) for norm, _ in self.norms]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return counts, means and the factor on the bonus as well."""
+        state = {**super().state_dict(), "means": self.means, "counts": self.counts}
+        return state if self.bonus is None else {**state, "bonus": torch.tensor(self.bonus)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up where `state_dict` left off."""
+        super().load_state_dict(state)
+        self.means, self.counts = state["means"], state["counts"]
+        if "bonus" in state:
+            self.bonus = state["bonus"].item()
+
+
+def upper_bounds(
+    means: Tensor, counts: Tensor, step: int, exploration: float, ties: Tensor
+) -> Tensor:
+    """Return the upper confidence bounds (C,) of arms before step `step` + 1.
+
+    Args:
+        means: (C,) mean observation of each arm.
+        counts: (C,) how often each was observed; arms that never were come first.
+        step: Steps done.
+        exploration: Factor on the bonus.
+        ties: (C,) in [0, 1), what decides between equals.
+    """
+    bonus = (3 * math.log(step + 1) / (2 * counts)).sqrt()
+    bounds = means + exploration * bonus + 1e-12 * ties
+    return torch.where(counts > 0, bounds, UNSEEN + ties)
+
+
+def normalised(saliencies: Tensor, groups: Tensor, by: Normalisation) -> Tensor:
+    """Divide saliencies (C,) by a norm over their group; a group of zeros stays zero.
+
+    Args:
+        saliencies: Of the active channels, not negative.
+        groups: (C,) number of each channel's group.
+        by: "l2": the Euclidean norm; "max": the largest; "rms": four times the root mean square,
+            cut at 1; "none": nothing.
+    """
+    if by == "none" or not len(groups):
+        return saliencies
+    empty = torch.zeros(int(groups.max()) + 1, dtype=saliencies.dtype)
+    if by == "max":
+        norm = empty.index_reduce(0, groups, saliencies, "amax")
+    else:
+        norm = empty.index_add(0, groups, saliencies.square()).sqrt()
+    if by == "rms":
+        norm = (
+            4 * norm / empty.index_add(0, groups, torch.ones_like(saliencies)).clamp(min=1).sqrt()
+        )
+    shares = saliencies / norm[groups].clamp(min=torch.finfo(saliencies.dtype).tiny)
+    return shares.clamp(max=1)

@@ -55,6 +55,8 @@ class Bank:
         """
         if plan is None and self.plan is None:
             return
+        if self.plan is None:
+            self._lay_out()
         self._store(forget)
         after, state = self.graph, self._tensors
         if plan is not None:
@@ -78,6 +80,11 @@ class Bank:
         finally:
             if plan is not None:
                 self.activate(plan)
+
+    def _lay_out(self) -> None:
+        """Store the filters row by row, which is faster to cut than channels-last."""
+        for parameter in self._parameters.values():
+            parameter.data = parameter.data.contiguous()
 
     @torch.no_grad()
     def _store(self, forget: bool) -> None:

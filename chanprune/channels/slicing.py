@@ -34,11 +34,19 @@ def gather(state: Mapping[str, Tensor], graph: ChannelGraph, plan: Plan) -> Stat
     """
     keep = graph.kept_mask(plan)
     axes = graph.axes()
-    small: State = {}
-    for name, tensor in state.items():
-        index = _index(axes.get(name, ()), keep, tensor.device)
-        small[name] = tensor if index is None else tensor[index]
-    return small
+    return {name: _gathered(tensor, axes.get(name, ()), keep) for name, tensor in state.items()}
+
+
+def _gathered(tensor: Tensor, axes: tuple[Axis, ...], keep: npt.NDArray[np.bool_]) -> Tensor:
+    if any(axis.blocks > 1 for axis in axes):
+        index = _index(axes, keep, tensor.device)
+        return tensor if index is None else tensor[index]
+    for axis in axes:
+        kept = keep[axis.channels]
+        if not kept.all():
+            positions = torch.from_numpy(np.flatnonzero(kept)).to(_index_device(tensor.device))
+            tensor = tensor.index_select(axis.dim, positions)
+    return tensor
 
 
 def narrow(state: Mapping[str, Tensor], graph: ChannelGraph, plan: Plan) -> State:
@@ -107,10 +115,16 @@ def write(
     axes = graph.axes()
     for name, tensor in small.items():
         index = _index(axes.get(name, ()), keep, tensor.device)
-        if index is not None:
+        if index is None:
+            if into[name].data_ptr() != tensor.data_ptr():
+                into[name].copy_(tensor)
+        elif len(index) == 2 and into[name].is_contiguous():
+            rows, columns = index
+            places = (rows * into[name].shape[1] + columns).reshape(-1)
+            kernels = into[name].view(-1, into[name][0, 0].numel())
+            kernels.index_copy_(0, places, tensor.reshape(len(places), -1))
+        else:
             into[name][index] = tensor
-        elif into[name].data_ptr() != tensor.data_ptr():
-            into[name].copy_(tensor)
 
 
 def renumber(
@@ -158,8 +172,11 @@ def _index(
         return None
     rows = np.flatnonzero(keep[axes[0].channels])
     indices = [rows] if len(axes) == 1 else [rows[:, None], _columns(axes[1], keep, len(rows))]
-    device = torch.device("cpu") if device.type == "meta" else device
-    return tuple(torch.from_numpy(index).to(device) for index in indices)
+    return tuple(torch.from_numpy(index).to(_index_device(device)) for index in indices)
+
+
+def _index_device(device: torch.device) -> torch.device:
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _columns(axis: Axis, keep: npt.NDArray[np.bool_], num_rows: int) -> npt.NDArray[np.int64]:

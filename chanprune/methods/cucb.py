@@ -39,6 +39,7 @@ SHORT_RUN = 20_000
 EMA_WEIGHT = 0.01
 UNSEEN = 1e6
 
+Statistic = Literal["mean", "ema"]
 Normalisation = Literal["l2", "max", "rms", "none"]
 
 
@@ -63,7 +64,7 @@ class Cucb(DynamicChannels):
         scope: Literal["global", "layer"] = "global",
         normalise: Normalisation = "l2",
         reduce: Literal["batch", "example"] = "batch",
-        statistic: Literal["mean", "ema"] = "mean",
+        statistic: Statistic = "mean",
         **dynamic: Any,
     ):
         super().__init__(**dynamic)
@@ -73,9 +74,7 @@ class Cucb(DynamicChannels):
         self.normalise = normalise
         self.reduce = reduce
         self.statistic = statistic
-        self.bonus = exploration
-        self.means = torch.empty(0)
-        self.counts = torch.empty(0)
+        self.factor = exploration
 
     def before_training(
         self, model: nn.Module, graph: ChannelGraph, setting: Setting
@@ -106,25 +105,21 @@ class Cucb(DynamicChannels):
                 f"method.exploration=1 suits runs of 125,000 steps; in {self.num_steps} steps the "
                 "choice will not settle (null scales it to the run)"
             )
-        self.ties = torch.rand(graph.num_channels, generator=self.generator, dtype=torch.float64)
-        if not len(self.means):
-            self.means = torch.zeros(graph.num_channels, dtype=torch.float64)
-            self.counts = torch.zeros(graph.num_channels, dtype=torch.float64)
+        self.arms = Arms(graph.num_channels, self.statistic, self.generator)
         return {**facts, "random_steps": self.exploring}
 
     def scores(self, step: Step) -> Scores:
         """Return the upper confidence bounds; in the random phase, what was seen least first."""
         if step.index < self.exploring:
-            random = self.random_ranks()
-            return ranks({n: random[n] - c for n, c in self.by_group(self.counts).items()})
-        if self.bonus is None:
-            self.bonus = self._scaled_exploration()
-        bounds = upper_bounds(self.means, self.counts, step.index, self.bonus, self.ties)
-        return self._competing(bounds)
+            random, seen = self.random_ranks(), self.by_group(self.arms.counts)
+            return ranks({name: random[name] - seen[name] for name in seen})
+        if self.factor is None:
+            self.factor = self._scaled_exploration()
+        return self._competing(self.arms.upper_bounds(step.index + 1, self.factor))
 
     def final_scores(self) -> Scores:
         """Return the means, without the bonus."""
-        return self._competing(self.means)
+        return self._competing(self.arms.means)
 
     def _competing(self, scores: Tensor) -> Scores:
         """Let channels compete in the whole network, or within their group."""
@@ -133,10 +128,10 @@ class Cucb(DynamicChannels):
 
     def _scaled_exploration(self) -> float:
         """Return the factor that makes the last bonus a tenth of a typical mean."""
-        typical = self.means[self.group_of >= 0].median().item()
-        times_active = self.counts.sum().item() / max(1, int((self.group_of >= 0).sum()))
-        last = times_active / self.exploring * self.num_steps
-        return min(1.0, 0.1 * typical / math.sqrt(3 * math.log(self.num_steps) / (2 * last)))
+        is_arm = self.group_of >= 0
+        typical = self.arms.means[is_arm].median().item()
+        times_active = self.arms.counts[is_arm].mean() / self.exploring * self.num_steps
+        return min(1.0, 0.1 * typical / bonus(times_active, self.num_steps).item())
 
     def loss(
         self, model: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float
@@ -150,21 +145,17 @@ class Cucb(DynamicChannels):
     @torch.no_grad()
     def after_backward(self, step: Step) -> None:
         """Observe the saliencies of the active channels."""
-        total = torch.zeros(len(self.means), dtype=torch.float64)
+        total = torch.zeros(self.graph.num_channels, dtype=torch.float64)
         for norm, outputs in self.norms:
-            active = torch.from_numpy(outputs[self.active[outputs]])
-            total.index_add_(0, active, self._saliency(norm).double().cpu())
+            rows = torch.from_numpy(outputs[self.active[outputs]])
+            total.index_add_(0, rows, self._saliency(norm).double().cpu())
         active = torch.from_numpy(self.active) & (self.group_of >= 0)
         observed = normalised(total[active], self.group_of[active], self.normalise)
-        counts = self.counts[active] + 1
-        means = self.means[active]
-        weight = 1 / counts if self.statistic == "mean" else (1 / counts).clamp(min=EMA_WEIGHT)
-        self.counts[active] = counts
-        self.means[active] = means + weight * (observed - means)
+        self.arms.observe(active, observed)
 
     def after_epoch(self, step: Step) -> dict[str, float]:
         """Report the churn and the factor on the bonus."""
-        return {**super().after_epoch(step), "exploration": self.bonus or 0.0}
+        return {**super().after_epoch(step), "exploration": self.factor or 0.0}
 
     def _saliency(self, norm: nn.Module) -> Tensor:
         """Return (C,) saliencies behind a batch norm, up to a factor that the layer shares."""
@@ -194,32 +185,56 @@ class Cucb(DynamicChannels):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return counts, means and the factor on the bonus as well."""
-        state = {**super().state_dict(), "means": self.means, "counts": self.counts}
-        return state if self.bonus is None else {**state, "bonus": torch.tensor(self.bonus)}
+        state = super().state_dict()
+        state |= {f"arms.{key}": value for key, value in vars(self.arms).items()}
+        return state if self.factor is None else {**state, "factor": torch.tensor(self.factor)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up where `state_dict` left off."""
         super().load_state_dict(state)
-        self.means, self.counts = state["means"], state["counts"]
-        if "bonus" in state:
-            self.bonus = state["bonus"].item()
+        for key in vars(self.arms):
+            setattr(self.arms, key, state[f"arms.{key}"])
+        if "factor" in state:
+            self.factor = state["factor"].item()
 
 
-def upper_bounds(
-    means: Tensor, counts: Tensor, step: int, exploration: float, ties: Tensor
-) -> Tensor:
-    """Return the upper confidence bounds (C,) of arms before step `step` + 1.
+class Arms:
+    """The arms of a bandit: how often each was seen, and what it gave on average.
 
     Args:
-        means: (C,) mean observation of each arm.
-        counts: (C,) how often each was observed; arms that never were come first.
-        step: Steps done.
-        exploration: Factor on the bonus.
-        ties: (C,) in [0, 1), what decides between equals.
+        number: Number of arms.
+        statistic: See `Cucb`.
+        generator: Decides, once, the order of arms that are equal.
     """
-    bonus = (3 * math.log(step + 1) / (2 * counts)).sqrt()
-    bounds = means + exploration * bonus + 1e-12 * ties
-    return torch.where(counts > 0, bounds, UNSEEN + ties)
+
+    def __init__(self, number: int, statistic: Statistic, generator: torch.Generator):
+        self.means = torch.zeros(number, dtype=torch.float64)
+        self.counts = torch.zeros(number, dtype=torch.float64)
+        self.ties = torch.rand(number, generator=generator, dtype=torch.float64)
+        self.smallest_weight = torch.tensor(0.0 if statistic == "mean" else EMA_WEIGHT)
+
+    def upper_bounds(self, step: int, exploration: float) -> Tensor:
+        """Return (C,) mean + exploration * sqrt(3 ln step / (2 count)); unseen arms come first."""
+        bounds = self.means + exploration * bonus(self.counts, step) + 1e-12 * self.ties
+        return torch.where(self.counts > 0, bounds, UNSEEN + self.ties)
+
+    def observe(self, active: Tensor, values: Tensor) -> None:
+        """Take in the values of the active arms.
+
+        Args:
+            active: (C,) which arms were active.
+            values: (number of active arms,) what each gave.
+        """
+        counts = self.counts[active] + 1
+        means = self.means[active]
+        weight = (1 / counts).clamp(min=self.smallest_weight)
+        self.counts[active] = counts
+        self.means[active] = means + weight * (values - means)
+
+
+def bonus(counts: Tensor, step: int) -> Tensor:
+    """Return sqrt(3 ln step / (2 count)) for each count, infinite for none."""
+    return (3 * math.log(step) / (2 * counts)).sqrt()
 
 
 def normalised(saliencies: Tensor, groups: Tensor, by: Normalisation) -> Tensor:

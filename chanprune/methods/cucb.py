@@ -12,7 +12,8 @@ with the largest mean, without the bonus, stay.
 The saliency is the first-order Taylor expansion of the change of the loss when the channel's output
 h goes, |mean of h * dL/dh|. Behind a batch norm with scale g and shift b it equals
 |g * dL/dg + b * dL/db| / (height * width), and ReLU and max-pooling pass the same number on: the
-gradients that training computes anyway say it all ("batch"). Molchanov et al. (2016) take the
+gradients that training computes anyway say it all ("batch"). A layer without a batch norm gives the
+same from its filters, sum w * dL/dw. Molchanov et al. (2016) take the
 absolute value for each image first, which needs the feature maps ("example").
 
 Differs from the poster, which leaves it open: saliencies are divided by the layer's norm over its
@@ -79,18 +80,13 @@ class Cucb(DynamicChannels):
     def before_training(
         self, model: nn.Module, graph: ChannelGraph, setting: Setting
     ) -> dict[str, float]:
-        """Find the batch norms, and fix the random phase and the bonus for this schedule."""
+        """Find where saliencies are read, and fix the random phase for this schedule."""
         facts = super().before_training(model, graph, setting)
-        without = [name for name in self.sizes if not graph.groups[name].norms]
-        if without:
-            raise UserError(
-                f"CUCB reads saliencies from batch norms, and the channel group {without[0]} has "
-                "none; take a network that has (for VGG model.norm=true)"
-            )
-        norms = {norm for name in self.sizes for norm in graph.groups[name].norms}
-        self.norms = [(model.get_submodule(n), graph.layers[n].outputs) for n in sorted(norms)]
+        groups = [graph.groups[name] for name in self.sizes]
+        places = {place for group in groups for place in group.norms or group.producers}
+        self.places = [(model.get_submodule(n), graph.layers[n].outputs) for n in sorted(places)]
         self.group_of = torch.full((graph.num_channels,), -1)
-        for number, group in enumerate(graph.groups[name] for name in self.sizes):
+        for number, group in enumerate(groups):
             self.group_of[group.start : group.start + group.size] = number
         share = facts["active_channels"] / facts["of"]
         self.exploring = max(100, math.ceil(20 / share)) if self.explore is None else self.explore
@@ -146,9 +142,9 @@ class Cucb(DynamicChannels):
     def after_backward(self, step: Step) -> None:
         """Observe the saliencies of the active channels."""
         total = torch.zeros(self.graph.num_channels, dtype=torch.float64)
-        for norm, outputs in self.norms:
+        for module, outputs in self.places:
             rows = torch.from_numpy(outputs[self.active[outputs]])
-            total.index_add_(0, rows, self._saliency(norm).double().cpu())
+            total.index_add_(0, rows, self._saliency(module).double().cpu())
         active = torch.from_numpy(self.active) & (self.group_of >= 0)
         observed = normalised(total[active], self.group_of[active], self.normalise)
         self.arms.observe(active, observed)
@@ -157,26 +153,29 @@ class Cucb(DynamicChannels):
         """Report the churn and the factor on the bonus."""
         return {**super().after_epoch(step), "exploration": self.factor or 0.0}
 
-    def _saliency(self, norm: nn.Module) -> Tensor:
-        """Return (C,) saliencies behind a batch norm, up to a factor that the layer shares."""
+    def _saliency(self, module: nn.Module) -> Tensor:
+        """Return the saliencies (C,) of what a layer emits, up to a factor of the layer."""
         if self.reduce == "example":
-            output = self._outputs[norm]
+            output = self._outputs[module]
             assert output.grad is not None
-            return (output * output.grad).flatten(2).mean(2).abs().mean(0)
-        assert isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor)
-        assert norm.weight.grad is not None and norm.bias.grad is not None
-        return (norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).abs()
+            return (output * output.grad).reshape(*output.shape[:2], -1).mean(2).abs().mean(0)
+        expansion = torch.zeros(())
+        for parameter in module.parameters(recurse=False):
+            assert parameter.grad is not None
+            terms = parameter * parameter.grad
+            expansion = expansion + terms.reshape(len(terms), -1).sum(1)
+        return expansion.abs()
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Keep the batch norms' outputs of a forward pass, with their gradients."""
+        """Keep what the layers emit in a forward pass, with its gradient."""
         self._outputs: dict[nn.Module, Tensor] = {}
 
-        def note(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             output.retain_grad()
-            self._outputs[norm] = output
+            self._outputs[module] = output
 
-        handles = [norm.register_forward_hook(note) for norm, _ in self.norms]
+        handles = [module.register_forward_hook(note) for module, _ in self.places]
         try:
             yield
         finally:
@@ -250,7 +249,7 @@ def normalised(saliencies: Tensor, groups: Tensor, by: Normalisation) -> Tensor:
         return saliencies
     empty = torch.zeros(int(groups.max()) + 1, dtype=saliencies.dtype)
     if by == "max":
-        norm = empty.index_reduce(0, groups, saliencies, "amax")
+        norm = empty.scatter_reduce(0, groups, saliencies, "amax")
     else:
         norm = empty.index_add(0, groups, saliencies.square()).sqrt()
     if by == "rms":

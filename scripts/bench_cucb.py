@@ -21,6 +21,7 @@ from tabulate import tabulate
 from chanprune.channels import Bank, trace
 from chanprune.methods import Cucb, Method, PruneOptions, Setting, Step
 from chanprune.models import build
+from chanprune.pipeline.cost import KeptForBackward
 
 SHARES = (0.7, 0.5, 0.3, 0.1)
 STEPS_PER_EPOCH = 782
@@ -133,19 +134,9 @@ class Run:
 
     def saved_bytes(self, images: torch.Tensor, labels: torch.Tensor) -> int:
         """Count the bytes that the forward pass keeps for the backward pass, parameters apart."""
-        own = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
-        sizes: dict[int, int] = {}
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = F.cross_entropy(self.model(images), labels)
-        del loss
-        return sum(sizes.values())
+        with KeptForBackward(self.model) as kept:
+            F.cross_entropy(self.model(images), labels)
+        return kept.num_bytes
 
 
 def timed(work: Callable[[], None], device: torch.device) -> float:

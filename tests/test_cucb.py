@@ -1,14 +1,17 @@
 """CUCB: the bandit, the saliencies, and what a training makes of them."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
-from chanprune.channels import Bank, trace
+import chanprune
+from chanprune.channels import Bank, count, trace
 from chanprune.errors import UserError
 from chanprune.methods import (
     METHODS,
@@ -20,7 +23,10 @@ from chanprune.methods import (
     Step,
 )
 from chanprune.methods.cucb import Arms, bonus, normalised
+from chanprune.models import build_skeleton
+from chanprune.pipeline.prepare import prepare
 from tests.networks import SMALL, SMALL_SHAPE, randomise
+from tests.test_pipeline import changed, execute
 
 NORMED = ("chain", "residual", "dense", "preactivation")
 
@@ -395,3 +401,62 @@ def test_the_scaled_exploration_makes_the_last_bonus_a_tenth_of_a_mean():
     last = method.factor * bonus(torch.tensor(active), 1000).item()
     means = method.arms.means[method.group_of >= 0]
     assert last == pytest.approx(0.1 * means.median().item(), rel=0.3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cucb")
+    config = changed(
+        method={"name": "cucb", "explore": 10, "scope": "layer"},
+        prune={"absorb": "none", "recalibrate": 256, "ratio": 0.5},
+    )
+    return folder, execute(config, folder)
+
+
+def test_a_run_costs_what_its_active_channels_cost(finished):
+    """Equal shares of all groups at every step: the compact network's count, at every image."""
+    _, summary = finished
+    cost = summary["cost"]
+    whole, train = cost["whole_network_step"], cost["train"]
+    assert whole["macs"] == 3 * whole["images"] * summary["stages"][0]["macs"]
+    assert train["macs"] == 3 * train["images"] * summary["macs"]
+    assert cost["finetune"]["macs"] == 3 * cost["finetune"]["images"] * summary["macs"]
+    assert train["images"] == 2 * (1295 // 32) * 32
+    assert 0.3 < train["activation_bytes"] / whole["activation_bytes"] < 0.7
+
+
+def test_a_run_ends_with_the_salient_channels_and_says_what_it_cost(finished):
+    folder, summary = finished
+    stages = [row["stage"].partition(" (")[0] for row in summary["stages"]]
+    assert stages[0] == "trained" and stages[-2:] == ["pruned, statistics anew", "fine-tuned"]
+    table = (folder / "table.md").read_text()
+    assert "% of the whole network's) in" in table and "MiB for its backward pass" in table
+    plan = json.loads((folder / "plan.json").read_text())
+    scores, kept = plan["passes"][0]["scores"], plan["kept"]
+    for name, score in scores.items():
+        dropped = set(range(len(score))).difference(kept[name])
+        assert min(score[c] for c in kept[name]) >= max(score[c] for c in dropped)
+    model = chanprune.load(folder)
+    assert count(model, model.input_shape).params == summary["params"]
+    saved = load_file(folder / "train" / "state.safetensors")
+    whole = build_skeleton(name="vgg11", num_classes=10, in_channels=1, image_size=16, width=0.0625)
+    names = {f"model.{name}": t.shape for name, t in whole.state_dict().items()}
+    assert {name: saved[name].shape for name in names} == names, "the bank is saved whole"
+    assert saved["method.arms.counts"].sum() > 0
+
+
+def test_a_control_takes_the_widths_of_another_run(finished, tmp_path):
+    folder, summary = finished
+    prune = {"absorb": "none", "recalibrate": 256, "widths": str(folder)}
+    control = execute(changed(method={"name": "fixed_random"}, prune=prune), tmp_path / "control")
+    ours, theirs = (
+        json.loads((f / "plan.json").read_text())["kept"] for f in (tmp_path / "control", folder)
+    )
+    assert {n: len(k) for n, k in ours.items()} == {n: len(k) for n, k in theirs.items()}
+    assert ours != theirs and control["macs"] == summary["macs"]
+    with pytest.raises(UserError, match="there is no plan.json of a finished run"):
+        prepare(changed(prune={"widths": str(tmp_path)}))
+    model = {"name": "resnet20", "width": 0.25, "shortcut": "A"}
+    other = changed(model=model, prune={"widths": str(folder)})
+    with pytest.raises(UserError, match="not here"):
+        prepare(other)

@@ -49,6 +49,7 @@ PRUNE = {
     "min_share": 0.02,
     "max_share": 1.0,
     "round_to": 1,
+    "widths": None,
     "recalibrate": 0,
 }
 TINY = {

@@ -171,6 +171,9 @@ def test_the_sandwich_takes_both_ends_and_distils_from_the_highest():
         log_probabilities = small(images).log_softmax(1)
         expected = expected - (logits.softmax(1).detach() * log_probabilities).sum(1).mean()
     torch.testing.assert_close(loss, expected)
+    levels = (lowest, *between, highest)
+    macs = [count_plan(model, graph, prefix_plan(graph, level)).macs for level in levels]
+    assert method.macs_per_image(0) == sum(macs)
 
 
 def test_batch_norms_are_frozen():

@@ -9,7 +9,14 @@ from chanprune.channels.absorb import Absorption
 from chanprune.channels.bank import Bank
 from chanprune.channels.batchnorm import recalibrate
 from chanprune.channels.compact import Compaction, CompactionError, compact, masked
-from chanprune.channels.counting import CONVENTIONS, Counts, LayerCount, count, count_plan
+from chanprune.channels.counting import (
+    CONVENTIONS,
+    Counts,
+    LayerCount,
+    count,
+    count_plan,
+    executed_macs,
+)
 from chanprune.channels.fidelity import Fidelity, fidelity_groups, prefix_plan
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
 from chanprune.channels.order import order_by
@@ -37,6 +44,7 @@ __all__ = [
     "compact",
     "count",
     "count_plan",
+    "executed_macs",
     "fidelity_groups",
     "filter_scores",
     "gather",

@@ -38,7 +38,7 @@ class Bank:
         self.graph = graph
         self.optimiser = optimiser
         self.plan: Plan | None = None
-        self.macs = executed_macs(model, graph)
+        self.macs = executed_macs(dict(model.named_parameters()), graph)
         self._parameters = dict(model.named_parameters())
         self._tensors: State = {**self._parameters, **dict(model.named_buffers())}
         names = {id(parameter): name for name, parameter in self._parameters.items()}
@@ -66,7 +66,7 @@ class Bank:
         for name, layer in after.layers.items():
             put(self.model.get_submodule(name), layer, state)
         self.plan = plan
-        self.macs = executed_macs(self.model, after)
+        self.macs = executed_macs(dict(self.model.named_parameters()), after)
         self._retarget()
 
     @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -163,17 +163,15 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
     return Counts(layers)
 
 
-def executed_macs(model: nn.Module, graph: ChannelGraph) -> int:
+def executed_macs(parameters: Mapping[str, Tensor], graph: ChannelGraph) -> int:
     """Count the multiply-accumulates of a forward pass of one image, without running it.
 
     Args:
-        model: The network as it is.
-        graph: Its channel graph.
+        parameters: Tensor name -> tensor, as wide as they are executed.
+        graph: The channel graph of the network; its widths may be larger.
     """
     layers = [layer for layer in graph.layers.values() if layer.kind in ("conv", "linear")]
-    return sum(
-        layer.positions * model.get_parameter(f"{layer.name}.weight").numel() for layer in layers
-    )
+    return sum(layer.positions * parameters[f"{layer.name}.weight"].numel() for layer in layers)
 
 
 def _numel(tensor: Tensor, key: str, layer: Layer) -> int:

@@ -113,6 +113,7 @@ class Method:
 
     Attributes:
         prunes: Whether a prune stage follows the train stage.
+        score: What `select_channels` ranks channels by, for pictures.
         levels: Fidelity levels, in (0, 1], that the product is measured at.
         level_statistics: Number of training images from which every level's own batch-norm
             statistics are estimated at the end; 0 if the levels share the whole network's.
@@ -121,6 +122,7 @@ class Method:
     """
 
     prunes = False
+    score = "|batch-norm scale|"
     levels: tuple[float, ...] = (1.0,)
     level_statistics = 0
     advice = ""
@@ -187,6 +189,14 @@ class Method:
     def product(self, model: nn.Module) -> nn.Module:
         """Return the network as it is measured and stored: here the one that is trained."""
         return model
+
+    def macs_per_image(self, macs: int) -> int:
+        """Return the multiply-accumulates of the last step's forward passes, for one image.
+
+        Args:
+            macs: Those of a pass through the network that is in place.
+        """
+        return macs
 
     def validated(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the networks that meet the validation images after each epoch.

@@ -58,6 +58,8 @@ class Cucb(DynamicChannels):
         dynamic: See `DynamicChannels`.
     """
 
+    score = "mean saliency"
+
     def __init__(
         self,
         exploration: float | None = 1.0,

@@ -35,6 +35,7 @@ class DynamicChannels(Method):
     """
 
     prunes = True
+    score = "random score"
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from chanprune.channels import ChannelGraph, Fidelity, narrow, prefix_plan
+from chanprune.channels import ChannelGraph, Fidelity, executed_macs, narrow, prefix_plan
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.methods.base import Method, Setting, Step
 
@@ -133,10 +133,13 @@ class MultiFidelity(Method):
     ) -> tuple[Tensor, Tensor]:
         """Return the sum of the levels' losses (eq. 4) and the logits of the highest level."""
         state = self.coefficients.applied(model)
+        self._executed = 0
 
         def logits_at(level: float) -> Tensor:
             plan = self.plans.get(level) or prefix_plan(self.graph, level)
-            logits: Tensor = functional_call(model, narrow(state, self.graph, plan), (images,))
+            narrowed = narrow(state, self.graph, plan)
+            self._executed += executed_macs(narrowed, self.graph)
+            logits: Tensor = functional_call(model, narrowed, (images,))
             return logits
 
         *lower, highest = self._sampled() if self.sandwich else self.levels
@@ -147,6 +150,10 @@ class MultiFidelity(Method):
         for level in lower:
             total = total + F.cross_entropy(logits_at(level), targets, label_smoothing=smoothing)
         return total, logits
+
+    def macs_per_image(self, macs: int) -> int:
+        """Return what all levels of the last step took together."""
+        return self._executed
 
     def _sampled(self) -> list[float]:
         """Draw the levels of a step by the sandwich rule."""

@@ -48,6 +48,8 @@ class FixedRandom(DynamicChannels):
 class FinalRandom(Cucb):
     """Train as CUCB does; keep random channels at the end, equal shares of all groups."""
 
+    score = "random score"
+
     def final_scores(self) -> Scores:
         """Draw."""
         return self.random_ranks()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ from chanprune.channels import Bank, ChannelGraph
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import RunError
 from chanprune.methods import Method, PruneOptions, Setting, Step
+from chanprune.pipeline.cost import Cost
 from chanprune.pipeline.files import write_json, write_tensors
 from chanprune.pipeline.record import Record
 from chanprune.pipeline.schedule import Schedule
@@ -82,7 +84,7 @@ def train(
     method: Method,
     stage: Stage,
     record: Record,
-) -> int:
+) -> tuple[int, Cost]:
     """Train `model` in place.
 
     After every epoch the state is saved to the stage's folder. With `stage.keep` "best" the model
@@ -90,7 +92,7 @@ def train(
     mean where `Method.validated` names several networks).
 
     Returns:
-        The epoch (from 1) that the stage hands on.
+        The epoch (from 1) that the stage hands on, and what the stage cost.
 
     Raises:
         RunError: The loss is not finite; the last good checkpoint stays.
@@ -115,6 +117,7 @@ def train(
     forward = cast(nn.Module, torch.compile(model)) if options.compile else model
     best: tuple[float, int, dict[str, Tensor] | None] = (-1.0, options.epochs, None)
     index = 0
+    cost, start = Cost(), time.perf_counter()
     bar = tqdm(total=num_steps, desc=stage.name, unit="step", disable=None, leave=False)
     for epoch in range(options.epochs):
         began = time.perf_counter()
@@ -126,7 +129,10 @@ def train(
             active = method.active_channels(step)
             if active is not None:
                 bank.activate(active, forget=method.forgets)
-            loss, logits = _update(forward, optimiser, method, step, images, labels, options)
+            is_watched = not losses and not options.compile
+            with cost.watch(model) if is_watched else nullcontext():
+                loss, logits = _update(forward, optimiser, method, step, images, labels, options)
+            cost.add_step(len(images), method.macs_per_image(bank.macs))
             losses.append(loss.detach())
             hits.append((logits.detach().argmax(1) == labels).float().mean())
             index += 1
@@ -146,6 +152,7 @@ def train(
             "lr": step.lr,
             **method.after_epoch(step),
             "seconds": time.perf_counter() - began,
+            "executed_macs": cost.macs,
         }
         record.epoch(stage.name, epoch + 1, metrics, model)
         score = fmean(val.values())
@@ -157,7 +164,8 @@ def train(
     bank.activate(None)
     if best[2] is not None:
         model.load_state_dict(best[2])
-    return best[1]
+    cost.seconds = time.perf_counter() - start
+    return best[1], cost
 
 
 def _update(

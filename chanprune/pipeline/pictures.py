@@ -60,16 +60,22 @@ def draw_kept_channels(path: Path, widths: Mapping[str, tuple[int, int]], title:
 
 
 def draw_sorted_scales(
-    path: Path, scales: Sequence[float], num_removed: int, threshold: float, title: str
+    path: Path,
+    scales: Sequence[float],
+    num_removed: int,
+    threshold: float,
+    title: str,
+    score: str = "|batch-norm scale|",
 ) -> None:
     """Draw all scales in ascending order, the cut, and the cliff where one shows.
 
     Args:
         path: PNG file to write.
-        scales: |scale| of every channel that could be pruned.
+        scales: Score of every channel that could be pruned.
         num_removed: How many went.
         threshold: The largest that went; nan if none did.
         title: Heading.
+        score: What is drawn.
     """
     values = np.sort(np.asarray(scales, dtype=np.float64))
     share = np.arange(1, len(values) + 1) / len(values) * 100
@@ -103,8 +109,8 @@ def draw_sorted_scales(
             bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1},
         )
     axes.set_xlim(0, 100)
-    axes.set_xlabel("channels, sorted by scale (%)")
-    axes.set_ylabel("|batch-norm scale|")
+    axes.set_xlabel(f"channels, sorted by {score} (%)")
+    axes.set_ylabel(score)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -112,14 +118,18 @@ def draw_sorted_scales(
 
 
 def draw_scales_by_channel(
-    path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]], title: str
+    path: Path,
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    title: str,
+    score: str = "|batch-norm scale|",
 ) -> None:
-    """Draw the scales of every channel group over the channel's place, first to last.
+    """Draw the scores of every channel group over the channel's place, first to last.
 
     Args:
         path: PNG file to write.
-        panels: Panel title -> group name -> |scale| of its channels, in the network's order.
+        panels: Panel title -> group name -> scores of its channels, in the network's order.
         title: Heading.
+        score: What is drawn.
     """
     colours = plt.get_cmap("viridis")
     figure, grid = plt.subplots(
@@ -144,7 +154,7 @@ def draw_scales_by_channel(
         axes.set_title(panel, fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    grid[0][0].set_ylabel("|batch-norm scale|")
+    grid[0][0].set_ylabel(score)
     grid[0][-1].legend(frameon=False, fontsize=8, title="first and last layer", title_fontsize=8)
     figure.suptitle(title, fontsize=10)
     _save(figure, path)

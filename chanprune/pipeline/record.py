@@ -13,6 +13,7 @@ from tqdm import tqdm
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import RunError
 
+QUIET = ("executed_macs",)
 SHARES = ("_accuracy", "nearly_zero_scales", "scales_below_0.05")
 
 
@@ -50,7 +51,7 @@ class Record:
             if isinstance(module, BATCH_NORMS) and module.affine:
                 scale = module.weight.detach().float().cpu()
                 self._writer.add_histogram(f"{stage}/scale/{name}", scale, epoch)
-        told = "  ".join(_told(name, value) for name, value in metrics.items())
+        told = "  ".join(_told(name, value) for name, value in metrics.items() if name not in QUIET)
         width = len(str(self._epochs))
         self.say(f"  {stage} {epoch:{width}}/{self._epochs}  {told}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from chanprune import data
@@ -28,6 +30,7 @@ from chanprune.channels import (
 from chanprune.errors import RunError, UserError
 from chanprune.methods import METHODS, Method, PruneOptions
 from chanprune.models import architecture
+from chanprune.pipeline.cost import Cost, in_words
 from chanprune.pipeline.files import write_json, write_text
 from chanprune.pipeline.loop import Stage, TrainOptions, evaluate, train
 from chanprune.pipeline.model_file import Preprocessing, save_model
@@ -103,6 +106,8 @@ class _Experiment:
         self.select = PruneOptions(**{**pruning, "widths": prepared.widths})
         self.reports: list[PruneReport] = []
         self.orders: dict[str, list[int]] = {}
+        self.costs: dict[str, Cost] = {}
+        self.whole = self._cost_of_a_step(prepared.network)
         graph = prepared.network.graph
         self.prunable = [group.name for group in graph.prunable(self.select.coupled)]
         self.widths = {name: graph.groups[name].size for name in self.prunable}
@@ -125,6 +130,23 @@ class _Experiment:
             f"{decay['_norm']:g}, biases {decay['_bias']:g}"
         )
 
+    def _cost_of_a_step(self, network: Network) -> Cost:
+        """Measure what a training step of the whole network costs, on a copy."""
+        batches = data.train_batches(
+            self.dataset,
+            batch_size=self.config["train"]["batch_size"],
+            seed=self.config["seed"],
+            device=self.device,
+        )
+        images, _ = next(iter(batches.epoch(0)))
+        model = copy.deepcopy(network.model).train()
+        cost = Cost()
+        is_bf16 = self.config["train"]["precision"] == "bf16"
+        with cost.watch(model), torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16):
+            model(images.to(memory_format=torch.channels_last))
+        cost.add_step(len(images), count(model, self.dataset.info.input_shape).macs)
+        return cost
+
     def train(
         self, network: Network, method: Method, name: str, options: Mapping[str, Any]
     ) -> None:
@@ -145,7 +167,7 @@ class _Experiment:
         )
         began = time.perf_counter()
         validation = self.split("val")
-        epoch = train(
+        epoch, self.costs[name] = train(
             network.model, network.graph, batches, validation, chosen, method, stage, self.record
         )
         chose = f" (epoch {epoch}, best on val)" if stage.keep == "best" else ""
@@ -179,12 +201,14 @@ class _Experiment:
             report.all_scores(),
             selection.removed,
             selection.threshold,
-            f"{self._title()}: batch-norm scales before pruning{suffix}",
+            f"{self._title()}: before pruning{suffix}",
+            method.score,
         )
         draw_scales_by_channel(
             self.run_dir / f"order{suffix}.png",
             {"": {name: score.tolist() for name, score in scores.items()}},
-            f"{self._title()}: batch-norm scales by channel{suffix}",
+            f"{self._title()}: channel by channel{suffix}",
+            method.score,
         )
         seconds = time.perf_counter() - began
         network.graph, network.plan = dropped.graph, network.plan.then(plan)
@@ -286,6 +310,10 @@ class _Experiment:
             "accuracy": final.test_accuracy,
             "params": final.params,
             "macs": final.macs,
+            "cost": {
+                **{name: asdict(cost) for name, cost in self.costs.items()},
+                "whole_network_step": asdict(self.whole),
+            },
             "stages": [asdict(row) for row in network.rows],
         }
         if network.fidelity:
@@ -303,7 +331,8 @@ class _Experiment:
                 {n: (network.graph.groups[n].size, whole) for n, whole in self.widths.items()},
                 f"{self._title()}: channels kept",
             )
-        table = as_markdown(network.rows, NOTES)
+        notes = [*NOTES, in_words(self.costs.values(), self.whole)]
+        table = as_markdown(network.rows, notes)
         write_text(self.run_dir / "table.md", table)
         write_text(self.run_dir / "table.csv", as_csv(network.rows))
         self.record.close()

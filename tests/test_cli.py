@@ -72,6 +72,10 @@ MISTAKES = [
     ("method=prioritized method.levels=[0.5,0.5]", "must be ascending and distinct"),
     ("method=prioritized method.levels=[]", "must be ascending and distinct, at least one"),
     ("method.levels=[0.5,1.0]", "needs prune.order=true"),
+    ("method=cucb prune.ratio=1", "prune.ratio=1: must be a number in [0, 1)"),
+    ("method=cucb method.every=-1", "method.every=-1: must be an integer >= 0"),
+    ("method=cucb method.normalise=l1", "must be one of l2, max, rms, none"),
+    ("method=fixed_random prune.widths=nowhere", "there is no plan.json of a finished run"),
     ("method=idp method.levels=[1.0] method.sandwich=true", "needs several levels"),
     ("method=idp method.profile=liner", "(did you mean linear?)"),
     ("prune.order=true method.passes=2", "prune.order=true goes with method.passes=1"),
@@ -238,6 +242,7 @@ def test_a_network_without_scales_is_refused_in_one_line(method, tmp_path):
     asked = train(*TINY, f"method={method}", "model.norm=false", "run.dir=out", cwd=tmp_path)
     assert asked.returncode == 2 and asked.stderr.count("\n") == 1
     assert "VGG has no batch norms" in asked.stderr and "model.norm=true" in asked.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_optional_choice_can_be_null(tmp_path):

@@ -31,7 +31,7 @@ def test_there_are_as_many_choices_as_names():
     assert stems["method"] == set(METHODS) and stems["dataset"] == set(DATASETS)
     forms = {"densenet40_bottleneck", "densenet100_bottleneck", "densenet100_bc"}
     assert stems["model"] == {*MODELS, *forms, "torchvision", "timm"} - {"densenet100"}
-    assert len(stems["experiment"]) == 7
+    assert len([path for path in CHOICES if path.parts[0] == "experiment"]) == 16
 
 
 @pytest.mark.parametrize("path", CHOICES, ids=str)
@@ -70,6 +70,19 @@ def test_rows_of_the_prioritized_table_are_the_published_recipe():
         assert not config["model"]["norm"] and config["method"]["levels"] == levels
         assert (config["train"]["lr"], config["train"]["batch_size"]) == (2e-4, 32)
         assert config["finetune"]["epochs"] == 0
+
+
+@pytest.mark.parametrize("model", ["vgg19", "preresnet164", "densenet40"])
+@pytest.mark.parametrize(("dataset", "epochs"), [("cifar10", 160), ("cifar100", 160), ("svhn", 20)])
+def test_experiments_of_cucb_are_the_poster_s_constants_on_slimming_s_schedule(
+    model, dataset, epochs
+):
+    config = composed(f"experiment=cucb/{model}_{dataset}")
+    assert (config["model"]["name"], config["dataset"]["name"]) == (model, dataset)
+    assert config["method"]["exploration"] == 1 and config["method"]["every"] == 1
+    assert config["prune"]["absorb"] == "none" and config["prune"]["recalibrate"] == 5000
+    for stage in (config["train"], config["finetune"]):
+        assert (stage["epochs"], stage["batch_size"], stage["lr"]) == (epochs, 64, 0.1)
 
 
 def test_the_command_line_overrides_data_set_and_experiment():

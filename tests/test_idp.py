@@ -1,5 +1,7 @@
 """Incomplete dot products: the profiles, where they stand, and what a run makes of them."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from chanprune.errors import UserError
 from chanprune.methods import IncompleteDotProducts, MultiFidelity, Setting, Step
 from chanprune.methods.idp import coefficients_of
 from chanprune.models import build
+from chanprune.pipeline.evaluation import evaluate_run
 from tests.networks import SMALL, SMALL_SHAPE, randomise
 from tests.test_pipeline import changed, execute
 
@@ -144,6 +147,8 @@ def test_a_run_trains_whole_then_at_several_levels(tmp_path, norm):
     assert rows == [("trained", 1), ("trained", 0.25), ("fine-tuned", 1), ("fine-tuned", 0.25)]
     assert summary["stages"][0]["params"] == summary["params"] > summary["stages"][3]["params"]
     assert summary["accuracy"] == summary["stages"][2]["test_accuracy"]
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert summary["stages"][2]["val_accuracy"] == lines[-1]["val_accuracy"]
     table = (tmp_path / "run" / "table.md").read_text()
     assert table.count("at level 0.25") == 2 and "(--" not in table
     assert not (tmp_path / "run" / "plan.json").exists()
@@ -153,3 +158,25 @@ def test_a_run_trains_whole_then_at_several_levels(tmp_path, norm):
     net.set_fidelity(0.25)
     assert torch.equal(net(images), small(images))
     assert (tmp_path / "run" / "levels.png").exists()
+
+
+def test_levels_are_measured_as_they_were_validated_and_as_they_are_loaded(tmp_path):
+    config = changed(
+        model={"width": 0.25},
+        method={"name": "idp", "levels": [0.5, 1.0]},
+        train={"lr": 0.1, "epochs": 4},
+        finetune={"lr": 0.005, "epochs": 1},
+    )
+    summary = execute(config, tmp_path)
+    whole, half = summary["stages"][-2:]
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (line["val_accuracy"], line["val_accuracy_at_0.5"]) == (
+        whole["val_accuracy"],
+        half["val_accuracy"],
+    )
+    assert half["val_accuracy"] > 0.8, "far from chance, or this would show nothing"
+    levels = evaluate_run(tmp_path, config, "cpu", [0.5, 1.0])
+    assert [level["accuracy"] for level in levels] == [
+        half["test_accuracy"],
+        whole["test_accuracy"],
+    ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from chanprune.methods.base import Method, PruneOptions, Setting, Step
+from chanprune.methods.base import Method, PruneOptions, Setting, Step, select
 from chanprune.methods.cucb import Cucb
 from chanprune.methods.idp import IncompleteDotProducts
 from chanprune.methods.multi_fidelity import MultiFidelity
@@ -35,4 +35,5 @@ __all__ = [
     "Setting",
     "Slimming",
     "Step",
+    "select",
 ]

@@ -98,16 +98,8 @@ def train(
         RunError: The loss is not finite; the last good checkpoint stays.
     """
     num_steps = options.epochs * len(batches)
-    schedule = Schedule(
-        options.schedule,
-        options.lr,
-        num_steps,
-        options.milestones,
-        options.lr_factor,
-        options.warmup,
-    )
-    momentum = options.momentum if options.optimiser == "sgd" else 0.0
-    setting = Setting(schedule.travel(momentum), num_steps, stage.seed, stage.prune)
+    schedule = schedule_of(options, num_steps)
+    setting = setting_of(options, len(batches), stage.seed, stage.prune)
     facts = method.before_training(model, graph, setting)
     record.start_stage(stage.name, options.epochs, num_steps, facts)
     if method.advice:
@@ -166,6 +158,27 @@ def train(
         model.load_state_dict(best[2])
     cost.seconds = time.perf_counter() - start
     return best[1], cost
+
+
+def schedule_of(options: TrainOptions, num_steps: int) -> Schedule:
+    """Return the learning rates of a stage."""
+    return Schedule(
+        options.schedule,
+        options.lr,
+        num_steps,
+        options.milestones,
+        options.lr_factor,
+        options.warmup,
+    )
+
+
+def setting_of(
+    options: TrainOptions, steps_per_epoch: int, seed: int, prune: PruneOptions
+) -> Setting:
+    """Return what a method may know of a stage before its first step."""
+    num_steps = options.epochs * steps_per_epoch
+    momentum = options.momentum if options.optimiser == "sgd" else 0.0
+    return Setting(schedule_of(options, num_steps).travel(momentum), num_steps, seed, prune)
 
 
 def _update(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from torch import nn
 from chanprune import data
 from chanprune.channels import ChannelGraph, Fidelity, Plan, UnsupportedNetwork, trace
 from chanprune.errors import UserError
+from chanprune.methods import METHODS, Method, PruneOptions, select
 from chanprune.models import architecture, build, load_weights
+from chanprune.pipeline.loop import TrainOptions, setting_of
 from chanprune.pipeline.table import Row
 
 
@@ -43,7 +46,7 @@ class Prepared:
     network: Network
     device: torch.device
     notes: tuple[str, ...]
-    widths: Mapping[str, int] | None
+    prune: PruneOptions
 
 
 def prepare(config: Mapping[str, Any]) -> Prepared:
@@ -67,8 +70,50 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         graph = trace(model, info.input_shape)
     except UnsupportedNetwork as error:
         raise UserError(str(error)) from error
-    widths = _widths_of(config["prune"]["widths"], graph)
-    return Prepared(dataset, Network(model, graph), device, notes, widths)
+    prepared = Prepared(
+        dataset, Network(model, graph), device, notes, _prune_options(config, graph)
+    )
+    _rehearse(config, prepared)
+    return prepared
+
+
+def make_method(config: Mapping[str, Any]) -> Method:
+    """Make the method that the configuration names, as it is before training."""
+    options = {key: value for key, value in config["method"].items() if key != "passes"}
+    return METHODS[options.pop("name")](**options)
+
+
+def _rehearse(config: Mapping[str, Any], prepared: Prepared) -> None:
+    """Let the method, and the selection of channels, refuse what they would refuse later.
+
+    Raises:
+        UserError: Something in the configuration cannot be.
+    """
+    graph, prune = prepared.network.graph, prepared.prune
+    options = TrainOptions(**config["train"])
+    batches = data.train_batches(
+        prepared.dataset,
+        batch_size=options.batch_size,
+        seed=config["seed"],
+        device=prepared.device,
+    )
+    method = make_method(config)
+    setting = setting_of(options, len(batches), config["seed"], prune)
+    method.before_training(copy.deepcopy(prepared.network.model), graph, setting)
+    try:
+        if method.prunes:
+            groups = graph.prunable(prune.coupled)
+            select({group.name: torch.zeros(group.size) for group in groups}, graph, prune)
+        method.finetune_hooks(graph)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _prune_options(config: Mapping[str, Any], graph: ChannelGraph) -> PruneOptions:
+    options = dict(config["prune"])
+    for not_of_the_selection in ("absorb", "recalibrate", "order"):
+        del options[not_of_the_selection]
+    return PruneOptions(**{**options, "widths": _widths_of(options["widths"], graph)})
 
 
 def _widths_of(run_dir: str | None, graph: ChannelGraph) -> dict[str, int] | None:

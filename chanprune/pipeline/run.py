@@ -28,7 +28,7 @@ from chanprune.channels import (
     scale_scores,
 )
 from chanprune.errors import RunError, UserError
-from chanprune.methods import METHODS, Method, PruneOptions
+from chanprune.methods import Method
 from chanprune.models import architecture
 from chanprune.pipeline.cost import Cost, in_words
 from chanprune.pipeline.files import write_json, write_text
@@ -40,7 +40,7 @@ from chanprune.pipeline.pictures import (
     draw_scales_by_channel,
     draw_sorted_scales,
 )
-from chanprune.pipeline.prepare import Network, Prepared, channels_last
+from chanprune.pipeline.prepare import Network, Prepared, channels_last, make_method
 from chanprune.pipeline.pruning import PruneReport
 from chanprune.pipeline.record import Record
 from chanprune.pipeline.table import Row, as_csv, as_markdown, levels_by_stage
@@ -69,20 +69,20 @@ def run(config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> dict[st
         UserError: So many channels cannot go.
         RunError: Training failed, or a file could not be written.
     """
-    options = dict(config["method"])
-    name, passes = options.pop("name"), options.pop("passes", 1)
+    passes = config["method"].get("passes", 1)
     experiment = _Experiment(config, prepared, run_dir)
     network = prepared.network
     for number in range(1, passes + 1):
         suffix = f"-{number}" if passes > 1 else ""
-        method = METHODS[name](**options)
+        method = make_method(config)
         experiment.train(network, method, f"train{suffix}", config["train"])
         if method.prunes:
             experiment.prune(network, method, suffix)
         experiment.order(network)
-        hooks = experiment.finetune_hooks(network, method)
+        hooks = method.finetune_hooks(network.graph)
         if hooks is not None and config["finetune"]["epochs"] > 0:
-            experiment.measure_levels(network, method)
+            product = replace(network, model=method.product(network.model))
+            experiment.measure_levels(product, method)
             experiment.train(network, hooks, f"finetune{suffix}", config["finetune"])
             experiment.order(network)
         network.model = method.product(network.model)
@@ -99,11 +99,10 @@ class _Experiment:
         self.device = prepared.device
         self.run_dir = run_dir
         self.record = Record(run_dir)
-        pruning = dict(config["prune"])
-        self.absorb: Literal["none", "bias"] = pruning.pop("absorb")
-        self.recalibrate: int = pruning.pop("recalibrate")
-        self.in_order: bool = pruning.pop("order")
-        self.select = PruneOptions(**{**pruning, "widths": prepared.widths})
+        self.absorb: Literal["none", "bias"] = config["prune"]["absorb"]
+        self.recalibrate: int = config["prune"]["recalibrate"]
+        self.in_order: bool = config["prune"]["order"]
+        self.select = prepared.prune
         self.reports: list[PruneReport] = []
         self.orders: dict[str, list[int]] = {}
         self.costs: dict[str, Cost] = {}
@@ -231,20 +230,13 @@ class _Experiment:
             before = self.orders.get(name) or network.plan.kept.get(name) or range(len(places))
             self.orders[name] = [before[place] for place in places]
 
-    def finetune_hooks(self, network: Network, method: Method) -> Method | None:
-        """Return the hooks of the finetune stage, or None if there is no such stage."""
-        try:
-            return method.finetune_hooks(network.graph)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
     def measure_levels(self, network: Network, method: Method) -> None:
         """Add a row for each fidelity level below the whole network, if there are any."""
         lower = sorted((level for level in method.levels if level < 1), reverse=True)
         if not lower:
             return
         stage = network.rows[-1].stage
-        network.fidelity = Fidelity(method.product(network.model), network.graph)
+        network.fidelity = Fidelity(network.model, network.graph)
         for level in lower:
             began = time.perf_counter()
             if method.level_statistics:

@@ -17,7 +17,7 @@ from chanprune.schema import validate
 
 OURS = ["table.md", "table.csv", "summary.json", "plan.json", "metrics.jsonl", "config.yaml"]
 OURS += ["model.safetensors", "model.json"]
-PICTURES = re.compile(r"((scales|order)(-\d+)?|channels|levels)\.png")
+PICTURES = re.compile(r"((scales|order|times_active)(-\d+)?|channels|levels|active)\.png")
 FOLDERS = re.compile(r"(train|finetune)(-\d+)?|tensorboard")
 
 

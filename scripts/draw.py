@@ -2,6 +2,7 @@
 
 python scripts/draw.py levels --out levels.png RUN ...   accuracy over MACs of all fidelity levels
 python scripts/draw.py scales --out scales.png RUN ...   scales by channel, a panel for each run
+python scripts/draw.py shares --out shares.png RUN ...   accuracy over active share, by method
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chanprune.pipeline.pictures import draw_levels, draw_scales_by_channel
+import yaml
+
+from chanprune.pipeline.pictures import draw_levels, draw_scales_by_channel, draw_shares
 from chanprune.pipeline.table import levels_by_stage
 
 
 def main() -> None:
     """Read the runs and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("picture", choices=["levels", "scales"])
+    parser.add_argument("picture", choices=["levels", "scales", "shares"])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--title", default="")
     options = parser.parse_args()
     if options.picture == "levels":
         draw_levels(options.out, levels(options.runs), options.title)
+    elif options.picture == "shares":
+        draw_shares(options.out, shares(options.runs), options.title)
     else:
         panels = {run.name: scales(run) for run in options.runs}
         draw_scales_by_channel(options.out, panels, options.title)
@@ -37,6 +42,21 @@ def levels(runs: list[Path]) -> dict[str, Any]:
         for run in runs
         for stage, rows in levels_by_stage(read(run / "summary.json")["stages"]).items()
     }
+
+
+def shares(runs: list[Path]) -> dict[str, dict[float, list[float]]]:
+    """Return method -> share of the channels that stayed -> test accuracies of its runs."""
+    curves: dict[str, dict[float, list[float]]] = {}
+    for run in runs:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["config"]
+        method, prune = config["method"], config["prune"]
+        label = method["name"] + (", widths of CUCB" if prune["widths"] else "")
+        if method["name"] == "cucb":
+            label += f", exploration {method['exploration']}, every {method['every']}"
+        share = 1.0 if method["name"] == "none" else round(1 - prune["ratio"], 6)
+        accuracy = read(run / "summary.json")["accuracy"]
+        curves.setdefault(label, {}).setdefault(share, []).append(accuracy)
+    return curves
 
 
 def scales(run: Path) -> dict[str, list[float]]:

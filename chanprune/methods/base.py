@@ -176,6 +176,10 @@ class Method:
         """Decide which channels stay; return the decision and the scores (C,) it rests on."""
         raise NotImplementedError(f"{type(self).__name__} does not prune")
 
+    def portraits(self) -> dict[str, dict[str, Tensor]]:
+        """Return what else a picture should show of the channels: title -> group -> (C,) values."""
+        return {}
+
     def finetune_hooks(self, graph: ChannelGraph) -> Method | None:
         """Return the hooks of the finetune stage, or None if there is no such stage.
 

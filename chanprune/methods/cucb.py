@@ -119,6 +119,10 @@ class Cucb(DynamicChannels):
         """Return the means, without the bonus."""
         return self._competing(self.arms.means)
 
+    def portraits(self) -> dict[str, Scores]:
+        """Return how often each channel was active."""
+        return {"times active": self.by_group(self.arms.counts)}
+
     def _competing(self, scores: Tensor) -> Scores:
         """Let channels compete in the whole network, or within their group."""
         groups = self.by_group(scores)

@@ -82,9 +82,11 @@ class DynamicChannels(Method):
         return self.plan
 
     def after_epoch(self, step: Step) -> dict[str, float]:
-        """Report the mean share of the active channels that a choice replaced."""
+        """Report the mean share of the active channels that a choice replaced, and the widths."""
         changes, self._changes = self._changes, []
-        return {"churn": sum(changes) / max(1, len(changes))}
+        kept = self.plan.kept if self.plan else {}
+        widths = {f"active_share.{name}": len(kept[name]) / self.sizes[name] for name in kept}
+        return {"churn": sum(changes) / max(1, len(changes)), **widths}
 
     def select_channels(
         self, model: nn.Module, graph: ChannelGraph, options: PruneOptions

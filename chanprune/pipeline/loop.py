@@ -145,6 +145,7 @@ def train(
             **method.after_epoch(step),
             "seconds": time.perf_counter() - began,
             "executed_macs": cost.macs,
+            "activation_bytes": cost.activation_bytes,
         }
         record.epoch(stage.name, epoch + 1, metrics, model)
         score = fmean(val.values())

@@ -122,6 +122,7 @@ def draw_scales_by_channel(
     panels: Mapping[str, Mapping[str, Sequence[float]]],
     title: str,
     score: str = "|batch-norm scale|",
+    order: str = "channel, from first to last (%)",
 ) -> None:
     """Draw the scores of every channel group over the channel's place, first to last.
 
@@ -130,6 +131,7 @@ def draw_scales_by_channel(
         panels: Panel title -> group name -> scores of its channels, in the network's order.
         title: Heading.
         score: What is drawn.
+        order: What the order of the channels means.
     """
     colours = plt.get_cmap("viridis")
     figure, grid = plt.subplots(
@@ -150,7 +152,7 @@ def draw_scales_by_channel(
             )
         axes.set_xlim(0, 100)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("channel, from first to last (%)")
+        axes.set_xlabel(order)
         axes.set_title(panel, fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -188,6 +190,77 @@ def draw_levels(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], t
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.25, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def draw_active_channels(path: Path, metrics: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw how much of the active set changed, and how wide the groups were, epoch by epoch.
+
+    Nothing is drawn of a run whose method executes all channels.
+
+    Args:
+        path: PNG file to write.
+        metrics: Lines of metrics.jsonl.
+        title: Heading.
+    """
+    epochs = [line for line in metrics if "churn" in line]
+    if not epochs:
+        return
+    colours = plt.get_cmap("viridis")
+    x = [line["epoch"] for line in epochs]
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(6.6, 5.2), sharex=True, height_ratios=(1, 2)
+    )
+    top.plot(x, [100 * line["churn"] for line in epochs], marker="o", markersize=3)
+    top.set_ylabel("replaced at a choice (%)")
+    top.set_ylim(bottom=0)
+    shares = [key for key in epochs[0] if key.startswith("active_share.")]
+    for number, key in enumerate(shares):
+        bottom.plot(
+            x,
+            [100 * line[key] for line in epochs],
+            color=colours(0.95 * number / max(1, len(shares) - 1)),
+            label=_short(key.partition(".")[2]) if number in (0, len(shares) - 1) else None,
+        )
+    bottom.set_ylim(0, 103)
+    bottom.set_ylabel("active channels of each group (%)")
+    bottom.set_xlabel("epoch of training")
+    bottom.legend(frameon=False, fontsize=8, title="first and last layer", title_fontsize=8)
+    for axes in (top, bottom):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def draw_shares(
+    path: Path, curves: Mapping[str, Mapping[float, Sequence[float]]], title: str
+) -> None:
+    """Draw accuracy over the active share, a curve for each method.
+
+    Args:
+        path: PNG file to write.
+        curves: Label -> active share, in (0, 1] -> test accuracies, in [0, 1], of all seeds.
+        title: Heading.
+    """
+    figure, axes = plt.subplots(figsize=(6.6, 4.2))
+    for label, by_share in curves.items():
+        shares = sorted(by_share)
+        (line,) = axes.plot(
+            [100 * share for share in shares],
+            [100 * float(np.mean(by_share[share])) for share in shares],
+            linewidth=1.5,
+            label=label,
+        )
+        for share in shares:
+            values = [100 * value for value in by_share[share]]
+            axes.plot([100 * share] * len(values), values, ".", color=line.get_color())
+    axes.set_xlabel("active channels (%)")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import RunError
 
-QUIET = ("executed_macs",)
+QUIET = ("executed_macs", "activation_bytes", "active_share")
 SHARES = ("_accuracy", "nearly_zero_scales", "scales_below_0.05")
 
 
@@ -51,9 +52,18 @@ class Record:
             if isinstance(module, BATCH_NORMS) and module.affine:
                 scale = module.weight.detach().float().cpu()
                 self._writer.add_histogram(f"{stage}/scale/{name}", scale, epoch)
-        told = "  ".join(_told(name, value) for name, value in metrics.items() if name not in QUIET)
+        told = "  ".join(
+            _told(name, value) for name, value in metrics.items() if not name.startswith(QUIET)
+        )
         width = len(str(self._epochs))
         self.say(f"  {stage} {epoch:{width}}/{self._epochs}  {told}")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines that were written for all epochs so far."""
+        path = self.run_dir / "metrics.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""

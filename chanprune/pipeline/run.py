@@ -35,6 +35,7 @@ from chanprune.pipeline.files import write_json, write_text
 from chanprune.pipeline.loop import Stage, TrainOptions, evaluate, train
 from chanprune.pipeline.model_file import Preprocessing, save_model
 from chanprune.pipeline.pictures import (
+    draw_active_channels,
     draw_kept_channels,
     draw_levels,
     draw_scales_by_channel,
@@ -209,6 +210,14 @@ class _Experiment:
             f"{self._title()}: channel by channel{suffix}",
             method.score,
         )
+        for what, values in method.portraits().items():
+            draw_scales_by_channel(
+                self.run_dir / f"{what.replace(' ', '_')}{suffix}.png",
+                {"": {n: sorted(value.tolist(), reverse=True) for n, value in values.items()}},
+                f"{self._title()}: {what}{suffix}",
+                what,
+                "channels of a group, sorted (%)",
+            )
         seconds = time.perf_counter() - began
         network.graph, network.plan = dropped.graph, network.plan.then(plan)
         results = [(dropped, "pruned"), (absorbed, "pruned, constants absorbed")]
@@ -324,6 +333,9 @@ class _Experiment:
                 f"{self._title()}: channels kept",
             )
         notes = [*NOTES, in_words(self.costs.values(), self.whole)]
+        draw_active_channels(
+            self.run_dir / "active.png", self.record.metrics(), f"{self._title()}: active channels"
+        )
         table = as_markdown(network.rows, notes)
         write_text(self.run_dir / "table.md", table)
         write_text(self.run_dir / "table.csv", as_csv(network.rows))

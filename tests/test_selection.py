@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from chanprune.channels import filter_scores, scale_scores, select_global, trace
+from chanprune.channels import filter_scores, scale_scores, select_global, select_widths, trace
 from tests.networks import SMALL, SMALL_SHAPE, conv_norm, randomise
 
 
@@ -185,3 +185,32 @@ def test_the_ranking_of_scales_ignores_the_filters_size():
     torch.testing.assert_close(model(images), before)
     after = scale_scores(model, graph, graph.prunable())
     assert all(torch.equal(after[name], score) for name, score in scores.items())
+
+
+def test_nothing_to_choose_from_is_an_empty_choice():
+    selection = select_global({}, 0.5)
+    assert (selection.kept, selection.removed, selection.total) == ({}, 0, 0)
+
+
+@given(st.data())
+def test_given_widths_keep_the_best_of_each_group(data):
+    sizes = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+    scores = {f"g{i}": torch.randperm(size).float() for i, size in enumerate(sizes)}
+    widths = {name: data.draw(st.integers(1, len(score))) for name, score in scores.items()}
+    selection = select_widths(scores, widths)
+    for name, score in scores.items():
+        assert selection.kept[name] == sorted(score.topk(widths[name]).indices.tolist())
+    assert selection.removed == sum(sizes) - sum(widths.values())
+
+
+def test_widths_that_cannot_be_are_refused():
+    scores = {"a": torch.rand(8), "b": torch.rand(4)}
+    with pytest.raises(ValueError, match="c cannot keep 1 channels; there are: a 8, b 4"):
+        select_widths(scores, {"c": 1})
+    with pytest.raises(ValueError, match="b cannot keep 5 channels"):
+        select_widths(scores, {"b": 5})
+    with pytest.raises(ValueError, match="a must keep a multiple of 4 channels, not 6"):
+        select_widths(scores, {"a": 6}, blocks={"a": 4})
+    assert select_widths({"a": torch.arange(8.0)}, {"a": 4}, blocks={"a": 2}).kept == {
+        "a": [2, 3, 6, 7]
+    }

@@ -35,12 +35,20 @@ class Selection:
 
 @dataclass(frozen=True)
 class _Units:
-    """Channels that go in one step (one; or a multiple for rounding and grouped convolutions)."""
+    """Channels that go in one step (one; or a multiple for rounding and grouped convolutions).
+
+    Attributes:
+        score: (U,) mean score of each unit.
+        group: (U,) number of its group.
+        size: (U,) number of its channels.
+        members: (C,) the channels of all units, one unit after the other, numbered through all
+            groups.
+    """
 
     score: Floats
     group: Ints
     size: Ints
-    members: list[Ints]
+    members: Ints
 
 
 def select_global(
@@ -77,6 +85,8 @@ def select_global(
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"the prune ratio must be in [0, 1), not {ratio}")
+    if not scores:
+        return Selection({}, 0, 0, math.nan, [])
     total = sum(len(score) for score in scores.values())
     wanted = math.floor(ratio * total + 1e-9)
     floors = [
@@ -99,17 +109,17 @@ def select_global(
             f"{removed} to drop; at their floor: {', '.join(at_floor)}; lower the ratio, "
             f"prune.min_channels or prune.min_share, or raise prune.max_share"
         )
-    dropped: list[set[int]] = [set() for _ in names]
-    for unit in taken.tolist():
-        dropped[units.group[unit]].update(units.members[unit].tolist())
+    goes = np.zeros(len(units.size), dtype=bool)
+    goes[taken] = True
+    stays = np.ones(total, dtype=bool)
+    stays[units.members[goes.repeat(units.size)]] = False
+    every = np.concatenate([_as_floats(score) for score in scores.values()])
+    threshold = float(every[~stays].max()) if removed else math.nan
+    starts = np.cumsum([len(score) for score in scores.values()])[:-1]
     kept = {
-        name: [c for c in range(len(score)) if c not in gone]
-        for (name, score), gone in zip(scores.items(), dropped, strict=True)
+        name: np.flatnonzero(part).tolist()
+        for name, part in zip(scores, np.split(stays, starts), strict=True)
     }
-    threshold = max(
-        (float(scores[names[g]][list(gone)].max()) for g, gone in enumerate(dropped) if gone),
-        default=math.nan,
-    )
     return Selection(kept, removed, total, threshold, at_floor)
 
 
@@ -138,7 +148,7 @@ def select_above(
     kept: dict[str, list[int]] = {}
     at_floor = []
     for name, tensor in scores.items():
-        score = tensor.detach().double().cpu().numpy()
+        score = _as_floats(tensor)
         if not np.isfinite(score).all():
             raise ValueError(f"the scores of the channel group {name!r} are not finite")
         parts = score.reshape((blocks or {}).get(name, 1), -1)
@@ -180,9 +190,7 @@ def select_widths(
         if name not in scores or not 1 <= width <= len(scores[name]):
             sizes = ", ".join(f"{group} {len(score)}" for group, score in scores.items())
             raise ValueError(f"{name} cannot keep {width} channels; there are: {sizes}")
-        parts = (
-            scores[name].detach().double().cpu().numpy().reshape((blocks or {}).get(name, 1), -1)
-        )
+        parts = _as_floats(scores[name]).reshape((blocks or {}).get(name, 1), -1)
         if width % len(parts):
             raise ValueError(f"{name} must keep a multiple of {len(parts)} channels, not {width}")
         best = np.argsort(-parts, axis=1, kind="stable")[:, : width // len(parts)]
@@ -198,31 +206,40 @@ def _floor(size: int, min_channels: int, min_share: float, max_share: float) -> 
     return min(size, max(smallest, size - math.floor(max_share * size + 1e-9)))
 
 
+def _as_floats(score: Tensor) -> Floats:
+    values: Floats = score.detach().double().cpu().numpy()
+    return values
+
+
 def _units(scores: Mapping[str, Tensor], round_to: int, blocks: Mapping[str, int]) -> _Units:
-    unit_scores: list[float] = []
-    groups: list[int] = []
-    members: list[Ints] = []
+    unit_scores, groups, sizes, members = [], [], [], []
+    start = 0
     for g, (name, tensor) in enumerate(scores.items()):
-        score = tensor.detach().double().cpu().numpy()
+        score = _as_floats(tensor)
         if not np.isfinite(score).all():
             raise ValueError(f"the scores of the channel group {name!r} are not finite")
-        for channels in _units_of(score, round_to, blocks.get(name, 1)):
-            members.append(channels)
-            unit_scores.append(float(score[channels].mean()))
-            groups.append(g)
-    sizes = np.array([len(m) for m in members], dtype=np.int64)
-    return _Units(np.array(unit_scores), np.array(groups, dtype=np.int64), sizes, members)
+        ranked, starts = _units_of(score, round_to, blocks.get(name, 1))
+        size = np.diff(np.append(starts, len(score)))
+        unit_scores.append(np.add.reduceat(score[ranked], starts) / size)
+        groups.append(np.full(len(starts), g))
+        sizes.append(size)
+        members.append(start + ranked)
+        start += len(score)
+    return _Units(*(np.concatenate(parts) for parts in (unit_scores, groups, sizes, members)))
 
 
-def _units_of(score: Floats, round_to: int, blocks: int) -> list[Ints]:
-    """Split a group's channels into steps, lowest first; every step leaves a legal width."""
+def _units_of(score: Floats, round_to: int, blocks: int) -> tuple[Ints, Ints]:
+    """Rank a group's channels, lowest first, and split them into steps to legal widths.
+
+    Returns:
+        The channels in the order in which they go, and where each unit starts in it.
+    """
     size = len(score)
     in_blocks = np.argsort(score.reshape(blocks, -1), axis=1, kind="stable")
     in_blocks += np.arange(blocks)[:, None] * (size // blocks)
-    ranked = in_blocks.T.reshape(-1)
     step = math.lcm(round_to, blocks)
-    first = size % step or step
-    return [ranked[:first], *(ranked[i : i + step] for i in range(first, size, step))]
+    starts = np.arange(size % step, size, step)
+    return in_blocks.T.reshape(-1), starts if size % step == 0 else np.append(0, starts)
 
 
 def _take_lowest(
@@ -234,15 +251,16 @@ def _take_lowest(
         The units taken, and the groups that were stopped by their floor.
     """
     order = np.lexsort((np.arange(len(units.score)), units.group, units.score))
+    groups, sizes = units.group.tolist(), units.size.tolist()
     left = list(widths)
     taken: list[int] = []
     stopped: dict[int, None] = {}
-    closed = np.zeros(len(widths), dtype=bool)
+    closed = [False] * len(widths)
     budget = wanted
     for unit in order.tolist():
         if budget == 0:
             break
-        group, size = int(units.group[unit]), int(units.size[unit])
+        group, size = groups[unit], sizes[unit]
         if closed[group]:
             continue
         if left[group] - size < floors[group]:

@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from chanprune.errors import RunError, UserError
+from chanprune.errors import Interrupted, RunError, UserError
 from chanprune.schema import SECTIONS, did_you_mean, not_a_section
 
 Task = Callable[[dict[str, Any]], None]
@@ -41,12 +41,13 @@ def main(config_name: str, task: Task) -> None:
     """Compose `config_name` with the command line and run `task`; then leave the process.
 
     Exit codes: 0 done; 2 the user's mistake, 3 a failure while running, each with one line on
-    stderr; 130 interrupted; 1 a bug, with its traceback. HYDRA_FULL_ERROR=1 gives every traceback.
+    stderr; 143 or 130 stopped by SIGTERM or SIGINT; 1 a bug, with its traceback.
+    HYDRA_FULL_ERROR=1 gives every traceback.
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         _compose_and_run(config_name, task)
-    except (UserError, RunError) as error:
+    except (UserError, RunError, Interrupted) as error:
         if wants_traceback:
             raise
         print(f"chanprune: error: {' '.join(str(error).split())}", file=sys.stderr)

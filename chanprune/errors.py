@@ -1,7 +1,9 @@
-"""The two ways in which a run can end badly without being a bug.
+"""The ways in which a run can end early without being a bug.
 
 Everything else keeps its traceback.
 """
+
+import signal
 
 
 class UserError(Exception):
@@ -17,3 +19,13 @@ class RunError(Exception):
     """A run that had begun cannot go on: one line on stderr, exit code 3, what was saved stays."""
 
     exit_code = 3
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """A signal asked the run to stop, and it did so after saving: exit code 128 + signal."""
+
+    def __init__(self, number: int):
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}, everything saved; the same command goes on"
+        )
+        self.exit_code = 128 + number

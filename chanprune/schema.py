@@ -241,6 +241,7 @@ class Finetune(_Section):
     label_smoothing: Share
     precision: Literal["fp32", "bf16"]
     compile: bool
+    save_every_minutes: Positive
 
 
 class Train(Finetune):

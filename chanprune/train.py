@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+from filelock import FileLock, Timeout
 
 from chanprune import cli
 from chanprune.errors import UserError
@@ -17,6 +22,7 @@ from chanprune.schema import validate
 
 OURS = ["table.md", "table.csv", "summary.json", "plan.json", "metrics.jsonl", "config.yaml"]
 OURS += ["model.safetensors", "model.json"]
+LOCK, OWNER = ".lock", ".owner"
 PICTURES = re.compile(r"((scales|order|times_active)(-\d+)?|channels|levels|active)\.png")
 FOLDERS = re.compile(r"(train|finetune)(-\d+)?|tensorboard")
 
@@ -35,19 +41,25 @@ def train(composed: dict[str, Any]) -> None:
     config = validate(composed)
     place = config.pop("run")
     run_dir = Path(place["dir"]) if place["dir"] else default_dir(config)
-    if _is_done(run_dir, config, place["overwrite"]):
+    found = _look(run_dir, config, place["overwrite"])
+    if found == "finished":
         print((run_dir / "table.md").read_text(encoding="utf-8"))
         print(f"{run_dir} holds this run, finished; run.overwrite=true runs it again")
         return
+    from chanprune.pipeline.files import write_text
     from chanprune.pipeline.prepare import prepare
     from chanprune.pipeline.provenance import describe_environment
     from chanprune.pipeline.run import run
 
     prepared = prepare(config)
-    _begin(run_dir)
-    record = {"config": config, "environment": describe_environment()}
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False), "utf-8")
-    run(config, prepared, run_dir)
+    with _only_process(run_dir):
+        if found == "unfinished":
+            print(f"{run_dir} holds this run, unfinished; it goes on where it was saved")
+        else:
+            _begin(run_dir)
+            record = {"config": config, "environment": describe_environment()}
+            write_text(run_dir / "config.yaml", yaml.safe_dump(record, sort_keys=False))
+        run(config, prepared, run_dir)
     print(f"\n{(run_dir / 'table.md').read_text(encoding='utf-8')}")
     written = [path.name for path in run_dir.iterdir() if path.name in OURS]
     print(f"in {run_dir}: {', '.join(sorted(written, key=OURS.index))}, tensorboard")
@@ -75,31 +87,57 @@ def recorded_config(run_dir: Path) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-def _is_done(run_dir: Path, config: dict[str, Any], overwrite: bool) -> bool:
-    """Tell whether the run is there; refuse a directory that holds something else."""
+def _look(
+    run_dir: Path, config: dict[str, Any], overwrite: bool
+) -> Literal["nothing", "unfinished", "finished"]:
+    """Tell what of the run is there; refuse a directory that holds something else."""
     try:
         if run_dir.exists() and not run_dir.is_dir():
             raise UserError(f"run.dir={run_dir} is a file; give a directory")
-        if not run_dir.is_dir() or not any(run_dir.iterdir()):
-            return False
+        names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
     except OSError as error:
         raise UserError(f"run.dir={run_dir} cannot be read: {error.strerror}") from error
+    if not names - {LOCK, OWNER}:
+        return "nothing"
     recorded = recorded_config(run_dir)
     if recorded is None:
         raise UserError(
             f"run.dir={run_dir} is not empty and holds no run; give a new or empty directory"
         )
     if overwrite:
-        return False
+        return "nothing"
     if recorded != config:
         raise UserError(
             f"run.dir={run_dir} holds a run with another configuration; "
             f"give another run.dir, or run.overwrite=true to replace it"
         )
-    if (run_dir / "summary.json").exists():
-        return True
-    print(f"{run_dir} holds an unfinished run; it begins again")
-    return False
+    return "finished" if "summary.json" in names else "unfinished"
+
+
+@contextmanager
+def _only_process(run_dir: Path) -> Iterator[None]:
+    """Keep the directory to this process; the lock goes when the process does.
+
+    Raises:
+        UserError: Another process is writing there.
+    """
+    lock, owner = FileLock(run_dir / LOCK, timeout=0), run_dir / OWNER
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+    except Timeout as error:
+        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+        raise UserError(
+            f"run.dir={run_dir} is being written by {who}; wait for it, or give another run.dir"
+        ) from error
+    except OSError as error:
+        raise UserError(f"run.dir={run_dir} cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def _begin(run_dir: Path) -> None:

@@ -31,6 +31,7 @@ OPTIONS = TrainOptions(
     label_smoothing=0.0,
     precision="fp32",
     compile=False,
+    save_every_minutes=10.0,
 )
 NOW = Step(index=0, epoch=0, lr=0.1, progress=0.0)
 

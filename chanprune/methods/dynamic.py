@@ -119,7 +119,11 @@ class DynamicChannels(Method):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the generator's state and what is active."""
-        state = {"generator": self.generator.get_state()}
+        state = {
+            "generator": self.generator.get_state(),
+            "epoch": torch.tensor(self._epoch),
+            "changes": torch.tensor(self._changes, dtype=torch.float64),
+        }
         for name, kept in (self.plan.kept if self.plan else {}).items():
             state[f"active.{name}"] = torch.tensor(kept)
         return state
@@ -127,12 +131,16 @@ class DynamicChannels(Method):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up where `state_dict` left off."""
         self.generator.set_state(state["generator"])
+        self._epoch = int(state["epoch"])
+        self._changes = state["changes"].tolist()
         active = {
             name.removeprefix("active."): kept.tolist()
             for name, kept in state.items()
             if name.startswith("active.")
         }
-        self.plan = Plan(active) if active else None
+        if active:
+            self.plan = Plan(active)
+            self.active = self.graph.kept_mask(self.plan)
 
     def _with_floor(self, options: PruneOptions) -> PruneOptions:
         share = self.floor * (1 - options.ratio)

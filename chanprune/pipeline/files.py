@@ -29,19 +29,33 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=1) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Replace a safetensors file atomically; raises as `write_text` does."""
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    keep: Path | None = None,
+) -> None:
+    """Replace a safetensors file atomically; raises as `write_text` does.
+
+    Args:
+        path: The file.
+        tensors: What it holds.
+        metadata: Texts that it holds besides.
+        keep: Where the file that was there goes.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _replace(path, lambda temporary: save_file(plain, temporary))
+    _replace(path, lambda temporary: save_file(plain, temporary, dict(metadata or {})), keep)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def _replace(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         temporary.replace(path)
     except Exception as error:
         with contextlib.suppress(OSError):

@@ -6,7 +6,8 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Literal, Protocol, cast
@@ -19,8 +20,9 @@ from chanprune.channels import Bank, ChannelGraph
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import RunError
 from chanprune.methods import Method, PruneOptions, Setting, Step
+from chanprune.pipeline.checkpoint import NEWEST, Checkpoints, Progress
 from chanprune.pipeline.cost import Cost
-from chanprune.pipeline.files import write_json, write_tensors
+from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.record import Record
 from chanprune.pipeline.schedule import Schedule
 
@@ -57,17 +59,28 @@ class TrainOptions:
     label_smoothing: float
     precision: Literal["fp32", "bf16"]
     compile: bool
+    save_every_minutes: float
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: its name, where its checkpoints go, which epoch it hands on, what comes after."""
+    """A stage of a run.
+
+    Attributes:
+        name: "train", "finetune", or one of these with the number of a pass.
+        folder: Where its checkpoints go.
+        keep: Which epoch it hands on.
+        seed: Seed of the run.
+        prune: How channels will be selected.
+        interruption: Tells when to stop.
+    """
 
     name: str
     folder: Path
     keep: Literal["last", "best"]
     seed: int
     prune: PruneOptions
+    interruption: Interruption
 
     @property
     def option(self) -> str:
@@ -87,78 +100,159 @@ def train(
 ) -> tuple[int, Cost]:
     """Train `model` in place.
 
-    After every epoch the state is saved to the stage's folder. With `stage.keep` "best" the model
-    ends as it was after the epoch with the best validation accuracy (the later one if equal; the
-    mean where `Method.validated` names several networks).
+    The state is saved after every epoch, and within an epoch now and then and when a signal comes;
+    a stage that was begun goes on where it was saved, to the same end. With `stage.keep` "best" the
+    model ends as it was after the epoch with the best validation accuracy (the later one if equal;
+    the mean where `Method.validated` names several networks).
 
     Returns:
         The epoch (from 1) that the stage hands on, and what the stage cost.
 
     Raises:
         RunError: The loss is not finite; the last good checkpoint stays.
+        Interrupted: A signal came; everything is saved.
     """
-    num_steps = options.epochs * len(batches)
-    schedule = schedule_of(options, num_steps)
     setting = setting_of(options, len(batches), stage.seed, stage.prune)
     facts = method.before_training(model, graph, setting)
-    record.start_stage(stage.name, options.epochs, num_steps, facts)
-    if method.advice:
-        record.say(f"  {method.advice}")
     optimiser = make_optimiser(model, options)
     bank = Bank(model, graph, optimiser)
-    forward = cast(nn.Module, torch.compile(model)) if options.compile else model
-    best: tuple[float, int, dict[str, Tensor] | None] = (-1.0, options.epochs, None)
-    index = 0
-    cost, start = Cost(), time.perf_counter()
-    bar = tqdm(total=num_steps, desc=stage.name, unit="step", disable=None, leave=False)
-    for epoch in range(options.epochs):
-        began = time.perf_counter()
-        model.train()
-        losses: list[Tensor] = []
-        hits: list[Tensor] = []
-        for images, labels in batches.epoch(epoch):
-            step = Step(index, epoch, schedule.at(index), index / num_steps)
-            active = method.active_channels(step)
-            if active is not None:
-                bank.activate(active, forget=method.forgets)
-            is_watched = not losses and not options.compile
-            with cost.watch(model) if is_watched else nullcontext():
-                loss, logits = _update(forward, optimiser, method, step, images, labels, options)
-            cost.add_step(len(images), method.macs_per_image(bank.macs))
-            losses.append(loss.detach())
-            hits.append((logits.detach().argmax(1) == labels).float().mean())
-            index += 1
+    checkpoints = Checkpoints(stage.folder, model, optimiser, bank, method)
+    progress, warnings = checkpoints.load()
+    record.start_stage(stage.name, options.epochs, setting.num_steps, facts, progress.epoch)
+    for line in filter(None, (*warnings, method.advice, _where(progress, options))):
+        record.say(f"  {line}")
+    training = _Training(bank, optimiser, method, options, stage, checkpoints, progress)
+    for epoch in range(progress.epoch, options.epochs):
+        training.epoch(epoch, batches)
+        metrics = training.measure(epoch, validation)
+        record.epoch(stage.name, epoch + 1, metrics, model)
+        checkpoints.save(progress)
+        stage.interruption.stop_if_requested()
+    bank.activate(None)
+    if progress.best is None:
+        return options.epochs, progress.cost
+    model.load_state_dict(progress.best)
+    return progress.best_epoch, progress.cost
+
+
+class _Training:
+    """A stage in progress."""
+
+    def __init__(
+        self,
+        bank: Bank,
+        optimiser: torch.optim.Optimizer,
+        method: Method,
+        options: TrainOptions,
+        stage: Stage,
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ):
+        self.model = bank.model
+        self.bank = bank
+        self.optimiser = optimiser
+        self.method = method
+        self.options = options
+        self.stage = stage
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.forward = cast(nn.Module, torch.compile(self.model)) if options.compile else self.model
+
+    def epoch(self, epoch: int, batches: Batches) -> None:
+        """Go through the batches that are left of an epoch."""
+        progress, per_epoch = self.progress, len(batches)
+        schedule = schedule_of(self.options, self.options.epochs * per_epoch)
+        first = epoch * per_epoch
+        self.began = saved = time.perf_counter()
+        self.model.train()
+        bar = tqdm(
+            total=self.options.epochs * per_epoch,
+            initial=first + progress.batch,
+            desc=self.stage.name,
+            unit="step",
+            disable=None,
+            leave=False,
+        )
+        for images, labels in islice(batches.epoch(epoch), progress.batch, None):
+            index = first + progress.batch
+            lr, share = schedule.at(index), index / (self.options.epochs * per_epoch)
+            self.last = Step(index, epoch, lr, share)
+            self._step(images, labels)
+            progress.batch += 1
             bar.update()
-            if len(losses) % CHECK_EVERY == 0:
-                _check_finite(losses[-CHECK_EVERY:], stage, epoch, index)
-        _check_finite(losses, stage, epoch, index)
-        _check_finite([_norm(model)], stage, epoch, index)
+            if progress.batch % CHECK_EVERY == 0:
+                _check_finite(progress.losses[-CHECK_EVERY:], self.stage, self.last)
+            is_late = time.perf_counter() - saved > 60 * self.options.save_every_minutes
+            is_asked = self.stage.interruption.requested is not None
+            if (is_late or is_asked) and progress.batch < per_epoch:
+                self._check()
+                self._take_time()
+                self.checkpoints.save(progress)
+                self.stage.interruption.stop_if_requested()
+                saved = time.perf_counter()
+        bar.close()
+        self._check()
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        """Do one step on the channels that are active."""
+        progress, method = self.progress, self.method
+        active = method.active_channels(self.last)
+        if active is not None:
+            self.bank.activate(active, forget=method.forgets)
+        is_watched = not progress.losses and not self.options.compile
+        with progress.cost.watch(self.model) if is_watched else nullcontext():
+            loss, logits = _update(
+                self.forward, self.optimiser, method, self.last, images, labels, self.options
+            )
+        progress.cost.add_step(len(images), method.macs_per_image(self.bank.macs))
+        progress.losses.append(loss.detach())
+        progress.hits.append((logits.detach().argmax(1) == labels).float().mean())
+
+    def measure(self, epoch: int, validation: Batches) -> dict[str, float]:
+        """End an epoch: validate, and note whether it is the best so far."""
+        progress = self.progress
         val = {
             f"val_accuracy{name}": evaluate(network, validation)
-            for name, network in method.validated(model).items()
+            for name, network in self.method.validated(self.model).items()
         }
+        of_method = self.method.after_epoch(self.last)
+        self._take_time()
         metrics = {
-            "loss": torch.stack(losses).mean().item(),
-            "train_accuracy": torch.stack(hits).mean().item(),
+            "loss": torch.stack(progress.losses).mean().item(),
+            "train_accuracy": torch.stack(progress.hits).mean().item(),
             **val,
-            "lr": step.lr,
-            **method.after_epoch(step),
-            "seconds": time.perf_counter() - began,
-            "executed_macs": cost.macs,
-            "activation_bytes": cost.activation_bytes,
+            "lr": self.last.lr,
+            **of_method,
+            "seconds": progress.seconds,
+            "executed_macs": progress.cost.macs,
+            "activation_bytes": progress.cost.activation_bytes,
         }
-        record.epoch(stage.name, epoch + 1, metrics, model)
         score = fmean(val.values())
-        if stage.keep == "best" and score >= best[0]:
-            best = (score, epoch + 1, copy.deepcopy(model.state_dict()))
-        with bank.whole():
-            _save(stage, model, optimiser, method, epoch + 1, index, options)
-    bar.close()
-    bank.activate(None)
-    if best[2] is not None:
-        model.load_state_dict(best[2])
-    cost.seconds = time.perf_counter() - start
-    return best[1], cost
+        if self.stage.keep == "best" and score >= progress.best_score:
+            progress.best_score, progress.best_epoch = score, epoch + 1
+            progress.best = copy.deepcopy(self.model.state_dict())
+        progress.epoch, progress.batch, progress.seconds = epoch + 1, 0, 0.0
+        progress.losses, progress.hits = [], []
+        return metrics
+
+    def _take_time(self) -> None:
+        """Add the time since the last call to what the epoch and the stage have taken."""
+        now = time.perf_counter()
+        self.progress.seconds += now - self.began
+        self.progress.cost.seconds += now - self.began
+        self.began = now
+
+    def _check(self) -> None:
+        _check_finite(self.progress.losses, self.stage, self.last)
+        _check_finite([_norm(self.model)], self.stage, self.last)
+
+
+def _where(progress: Progress, options: TrainOptions) -> str:
+    """Say where a stage goes on, or nothing if it begins."""
+    if progress.epoch == progress.batch == 0 or progress.epoch == options.epochs:
+        return ""
+    within = f" and {progress.batch} steps" if progress.batch else ""
+    return f"goes on after {progress.epoch} epochs{within}"
 
 
 def schedule_of(options: TrainOptions, num_steps: int) -> Schedule:
@@ -248,42 +342,20 @@ def _norm(model: nn.Module) -> Tensor:
     return torch.stack([p.detach().float().square().mean() for p in model.parameters()]).sum()
 
 
-def _check_finite(losses: list[Tensor], stage: Stage, epoch: int, index: int) -> None:
-    """Look at the latest losses; `index` steps are done, the last of them in `epoch`."""
-    finite = torch.stack(losses).isfinite()
+def _check_finite(values: list[Tensor], stage: Stage, last: Step) -> None:
+    """Look at the values of the latest steps, the last of which is `last`."""
+    finite = torch.stack(values).isfinite()
     if not finite.all():
-        step = index - len(losses) + int(finite.logical_not().nonzero()[0]) + 1
+        step = last.index + 1 - len(values) + int(finite.logical_not().nonzero()[0]) + 1
         raise RunError(
             f"the loss of stage {stage.name} became NaN or infinite at step {step} "
-            f"(epoch {epoch + 1}); a lower {stage.option}.lr may help; {_last_good(stage)}"
+            f"(epoch {last.epoch + 1}); a lower {stage.option}.lr may help; {_last_good(stage)}"
         )
 
 
 def _last_good(stage: Stage) -> str:
-    saved = stage.folder / "state.safetensors"
+    saved = stage.folder / NEWEST
     return f"the last good checkpoint is {saved}" if saved.exists() else "no epoch was finished"
-
-
-def _save(
-    stage: Stage,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    method: Method,
-    epoch: int,
-    index: int,
-    options: TrainOptions,
-) -> None:
-    """Write everything that the stage needs to go on, tensors only."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for parameter, state in optimiser.state.items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimiser.{key}.{names[id(parameter)]}"] = value
-    tensors |= {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
-    write_tensors(stage.folder / "state.safetensors", tensors)
-    facts = {"stage": stage.name, "epoch": epoch, "step": index, "options": asdict(options)}
-    write_json(stage.folder / "state.json", facts)
 
 
 def _device(model: nn.Module) -> torch.device:

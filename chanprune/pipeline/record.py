@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import RunError
+from chanprune.pipeline.files import write_text
 
 QUIET = ("executed_macs", "activation_bytes", "active_share")
 SHARES = ("_accuracy", "nearly_zero_scales", "scales_below_0.05")
@@ -23,20 +24,31 @@ class Record:
 
     def __init__(self, run_dir: Path):
         self.run_dir = run_dir
-        self._stage = ""
         self._epochs = 0
-        self._offsets: dict[str, int] = {}
-        self._writer: SummaryWriter = SummaryWriter(str(run_dir / "tensorboard"))
+        self._writers: list[SummaryWriter] = []
 
     def start_stage(
-        self, stage: str, epochs: int, num_steps: int, facts: Mapping[str, float]
+        self, stage: str, epochs: int, num_steps: int, facts: Mapping[str, float], done: int = 0
     ) -> None:
-        """Say what is about to happen; `facts` are the method's."""
+        """Say what is about to happen, and forget what was written of epochs that are not done.
+
+        Args:
+            stage: Its name.
+            epochs: How many there will be.
+            num_steps: Steps of all of them.
+            facts: What the method says.
+            done: Epochs that are done.
+        """
         self._epochs = epochs
+        self._rewind(stage, done)
+        folder = self.run_dir / "tensorboard" / stage
+        self._writers.append(SummaryWriter(str(folder), purge_step=done + 1 if done else None))
         told = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in facts.items())
         self.say(f"{stage}: {epochs} epochs of {num_steps // epochs} steps{told}")
+        if done == epochs:
+            self.say("  done already")
         for name, value in facts.items():
-            self._writer.add_scalar(f"{stage}/{name}", value, 0)
+            self._writers[-1].add_scalar(name, value, 0)
 
     def epoch(self, stage: str, epoch: int, metrics: Mapping[str, float], model: nn.Module) -> None:
         """Write one epoch's metrics and the histograms of the batch-norm scales."""
@@ -47,23 +59,30 @@ class Record:
         except OSError as error:
             raise RunError(f"{error.filename} cannot be written: {error.strerror}") from error
         for name, value in metrics.items():
-            self._writer.add_scalar(f"{stage}/{name}", value, epoch)
+            self._writers[-1].add_scalar(name, value, epoch)
         for name, module in model.named_modules():
             if isinstance(module, BATCH_NORMS) and module.affine:
                 scale = module.weight.detach().float().cpu()
-                self._writer.add_histogram(f"{stage}/scale/{name}", scale, epoch)
+                self._writers[-1].add_histogram(f"scale/{name}", scale, epoch)
         told = "  ".join(
             _told(name, value) for name, value in metrics.items() if not name.startswith(QUIET)
         )
         width = len(str(self._epochs))
         self.say(f"  {stage} {epoch:{width}}/{self._epochs}  {told}")
 
+    def _rewind(self, stage: str, done: int) -> None:
+        """Drop the lines of a stage's epochs beyond those that are done, and what is cut off."""
+        path = self.run_dir / "metrics.jsonl"
+        kept = [x for x in self.metrics() if x["stage"] != stage or x["epoch"] <= done]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines that were written for all epochs so far."""
         path = self.run_dir / "metrics.jsonl"
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
@@ -71,7 +90,8 @@ class Record:
 
     def close(self) -> None:
         """Flush TensorBoard."""
-        self._writer.close()
+        for writer in self._writers:
+            writer.close()
 
 
 def _told(name: str, value: float) -> str:

@@ -32,6 +32,7 @@ from chanprune.methods import Method
 from chanprune.models import architecture
 from chanprune.pipeline.cost import Cost, in_words
 from chanprune.pipeline.files import write_json, write_text
+from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.loop import Stage, TrainOptions, evaluate, train
 from chanprune.pipeline.model_file import Preprocessing, save_model
 from chanprune.pipeline.pictures import (
@@ -69,10 +70,15 @@ def run(config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> dict[st
     Raises:
         UserError: So many channels cannot go.
         RunError: Training failed, or a file could not be written.
+        Interrupted: A signal came; the same call goes on.
     """
+    with Interruption() as interruption:
+        return _run(_Experiment(config, prepared, run_dir, interruption), prepared.network)
+
+
+def _run(experiment: _Experiment, network: Network) -> dict[str, Any]:
+    config = experiment.config
     passes = config["method"].get("passes", 1)
-    experiment = _Experiment(config, prepared, run_dir)
-    network = prepared.network
     for number in range(1, passes + 1):
         suffix = f"-{number}" if passes > 1 else ""
         method = make_method(config)
@@ -94,8 +100,15 @@ def run(config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> dict[st
 class _Experiment:
     """The stages, on one data set, writing to one directory."""
 
-    def __init__(self, config: Mapping[str, Any], prepared: Prepared, run_dir: Path):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        prepared: Prepared,
+        run_dir: Path,
+        interruption: Interruption,
+    ):
         self.config = config
+        self.interruption = interruption
         self.dataset = prepared.dataset
         self.device = prepared.device
         self.run_dir = run_dir
@@ -158,6 +171,7 @@ class _Experiment:
             "last" if method.prunes else "best",
             self.config["seed"],
             self.select,
+            self.interruption,
         )
         batches = data.train_batches(
             self.dataset,
@@ -270,6 +284,7 @@ class _Experiment:
 
     def measure(self, network: Network, stage: str, seconds: float, fidelity: float = 1.0) -> None:
         """Add a row to the table: the one time that this stage meets the test set."""
+        self.interruption.stop_if_requested()
         counts = count(network.model, self.dataset.info.input_shape)
         row = Row(
             stage,

@@ -1,0 +1,153 @@
+"""A stage's checkpoint: everything to go on with, in one file, and the one before it."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from chanprune.channels import Bank, Plan
+from chanprune.methods import Method
+from chanprune.pipeline.cost import Cost
+from chanprune.pipeline.files import write_tensors
+
+NEWEST, BEFORE = "state.safetensors", "previous.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a stage has come.
+
+    Attributes:
+        epoch: Epochs done.
+        batch: Batches of the next epoch done.
+        seconds: Wall time of that part of an epoch.
+        losses: Loss of each of its steps.
+        hits: Share of images classified correctly, of each of its steps.
+        best_score: Best validation score so far.
+        best_epoch: The epoch (from 1) that reached it.
+        best: The network's state after that epoch.
+        cost: What the stage has cost so far.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    losses: list[Tensor] = field(default_factory=list)
+    hits: list[Tensor] = field(default_factory=list)
+    best_score: float = -1.0
+    best_epoch: int = 0
+    best: dict[str, Tensor] | None = None
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Saves and restores a stage: network, optimiser, method, random numbers, and progress."""
+
+    folder: Path
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    bank: Bank
+    method: Method
+
+    def save(self, progress: Progress) -> None:
+        """Replace the checkpoint; the one that was newest stays beside it."""
+        with self.bank.whole():
+            tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+            for name, parameter in self.model.named_parameters():
+                for key, value in self.optimiser.state.get(parameter, {}).items():
+                    tensors[f"optimiser.{key}.{name}"] = value
+        tensors |= {f"method.{name}": value for name, value in self.method.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in (progress.best or {}).items()}
+        if progress.losses:
+            tensors |= {"losses": torch.stack(progress.losses), "hits": torch.stack(progress.hits)}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random.cuda"] = torch.cuda.get_rng_state()
+        facts = {
+            **{key: getattr(progress, key) for key in ("epoch", "batch", "seconds")},
+            **{key: getattr(progress, key) for key in ("best_score", "best_epoch")},
+            "cost": asdict(progress.cost),
+            "active": self.bank.plan.to_json() if self.bank.plan else None,
+        }
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        metadata = {"facts": json.dumps(facts), "checksum": f"{_checksum(plain)}"}
+        write_tensors(self.folder / NEWEST, plain, metadata, keep=self.folder / BEFORE)
+
+    def load(self) -> tuple[Progress, list[str]]:
+        """Restore the newest checkpoint that is whole.
+
+        Returns:
+            How far the stage has come, and what to say about damaged files.
+        """
+        warnings = []
+        for path in (self.folder / NEWEST, self.folder / BEFORE):
+            if not path.exists():
+                continue
+            try:
+                tensors, facts = _read(path)
+            except (SafetensorError, OSError, ValueError, KeyError) as error:
+                warnings.append(f"{path} is damaged ({error}); the checkpoint before it is taken")
+                continue
+            return self._restore(tensors, facts), warnings
+        return Progress(), warnings
+
+    def _restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Progress:
+        device = next(self.model.parameters()).device
+        self.model.load_state_dict(_part(tensors, "model."))
+        parameters = dict(self.model.named_parameters())
+        for name, value in _part(tensors, "optimiser.").items():
+            key, _, parameter = name.partition(".")
+            place = "cpu" if value.dim() == 0 else device
+            self.optimiser.state[parameters[parameter]][key] = value.to(place)
+        self.method.load_state_dict(_part(tensors, "method."))
+        if facts["active"] is not None:
+            self.bank.activate(Plan.from_json(facts["active"]))
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+        best = _part(tensors, "best.")
+        return Progress(
+            **{key: facts[key] for key in ("epoch", "batch", "seconds")},
+            **{key: facts[key] for key in ("best_score", "best_epoch")},
+            losses=list(tensors["losses"].to(device)) if "losses" in tensors else [],
+            hits=list(tensors["hits"].to(device)) if "hits" in tensors else [],
+            best={name: value.to(device) for name, value in best.items()} or None,
+            cost=Cost(**facts["cost"]),
+        )
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint.
+
+    Raises:
+        ValueError: Its checksum is wrong.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if metadata["checksum"] != f"{_checksum(tensors)}":
+        raise ValueError("its checksum is wrong")
+    return tensors, json.loads(metadata["facts"])
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """Return a CRC-32 over all tensors, in the order of their names."""
+    value = 0
+    for name in sorted(tensors):
+        own = np.ascontiguousarray(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        value = zlib.crc32(own.data, zlib.crc32(name.encode(), value))
+    return value

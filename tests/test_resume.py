@@ -25,7 +25,9 @@ RUNS = {
         "method": {"name": "cucb", "explore": 7},
         "prune": {"absorb": "none", "recalibrate": 64},
     },
-    "cucb by the epoch": {"method": {"name": "cucb", "explore": 7, "every": 0}},
+    "cucb by the epoch": {
+        "method": {"name": "cucb", "explore": 7, "every": 0, "exploration": None}
+    },
     "random_every_step": {"method": {"name": "random_every_step", "every": 3}},
     "prioritized": {
         "method": {"name": "prioritized", "levels": [0.5, 1.0]},

@@ -13,8 +13,8 @@ The saliency is the first-order Taylor expansion of the change of the loss when 
 h goes, |mean of h * dL/dh|. Behind a batch norm with scale g and shift b it equals
 |g * dL/dg + b * dL/db| / (height * width), and ReLU and max-pooling pass the same number on: the
 gradients that training computes anyway say it all ("batch"). A layer without a batch norm gives the
-same from its filters, sum w * dL/dw. Molchanov et al. (2016) take the
-absolute value for each image first, which needs the feature maps ("example").
+same from its filters, sum w * dL/dw. Molchanov et al. (2016) take the absolute value for each image
+first, which needs the feature maps ("example").
 
 Differs from the poster, which leaves it open: saliencies are divided by the layer's norm over its
 active channels, as Molchanov et al. do, since without it layers cannot be compared; and the random
@@ -192,7 +192,9 @@ class Cucb(DynamicChannels):
         """Return counts, means and the factor on the bonus as well."""
         state = super().state_dict()
         state |= {f"arms.{key}": value for key, value in vars(self.arms).items()}
-        return state if self.factor is None else {**state, "factor": torch.tensor(self.factor)}
+        if self.factor is not None:
+            state["factor"] = torch.tensor(self.factor, dtype=torch.float64)
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up where `state_dict` left off."""

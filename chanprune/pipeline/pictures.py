@@ -188,7 +188,7 @@ def draw_levels(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], t
     axes.set_xlabel("MACs of one image (millions)")
     axes.set_ylabel("test accuracy (%)")
     axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14))
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)

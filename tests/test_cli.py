@@ -33,13 +33,15 @@ def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
     return call("chanprune.train", *arguments, cwd=cwd, **environment)
 
 
+METHODS = "cucb, final_random, fixed_random, idp, none, prioritized, random_every_step, slimming"
+
 MISTAKES = [
     (
         "method=slimmin",
-        "method=slimmin: no such choice; choose from: idp, none, prioritized, slimming (did",
+        f"method=slimmin: no such choice; choose from: {METHODS} (did",
     ),
     ("model=vgg99", "vgg11, vgg13, vgg16, vgg19 (did you mean vgg19?)"),
-    ("experiment=slimming/vgg", "choose from: prioritized/idp_vgg16_cifar10"),
+    ("experiment=slimming/vgg", "choose from: cucb/densenet40_cifar10"),
     ("train.epochz=3", "train.epochz: unknown key; known here: epochs, batch_size"),
     ("+train.foo=3", "train.foo: unknown key"),
     ("epochs=3", "epochs: unknown key; known here: seed, device"),
@@ -52,7 +54,7 @@ MISTAKES = [
     ("seed=-1", "seed=-1: must be an integer in [0, 4294967296)"),
     ("seed=99999999999999999999", "must be an integer in [0, 4294967296)"),
     ("model=null", "model=null: no such choice; choose from: condensenet110"),
-    ("method=", "method=: no such choice; choose from: idp, none, prioritized, slimming"),
+    ("method=", f"method=: no such choice; choose from: {METHODS}"),
     ("slimming", "slimming: must be KEY=VALUE"),
     ("--epochs 3", "unrecognized arguments: --epochs"),
     ("train.lr=0.1,0.2", "several values are several runs, which need the flag -m"),

@@ -64,7 +64,7 @@ def save_model(
     preprocessing: Preprocessing,
     class_names: tuple[str, ...],
     counts: Counts,
-    statistics: Mapping[float, State],
+    statistics: Mapping[float, State] | None = None,
 ) -> None:
     """Write the compact network.
 
@@ -79,7 +79,7 @@ def save_model(
         statistics: Fidelity level -> batch-norm statistics of its own, see `Fidelity`.
     """
     tensors = dict(model.state_dict())
-    for level, own in statistics.items():
+    for level, own in (statistics or {}).items():
         tensors |= {f"{LEVEL}{level!r}:{name}": tensor for name, tensor in own.items()}
     write_tensors(run_dir / "model.safetensors", tensors)
     description = {

@@ -1,5 +1,7 @@
 """Fidelity levels: prefixes by views, nested, equal to the extracted network bit for bit."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -75,6 +77,26 @@ def test_the_whole_network_comes_back_with_the_same_parameters():
     fidelity.set(1.0)
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
     assert before.keys() == dict(model.named_parameters()).keys()
+
+
+def test_a_filter_that_changes_is_not_remembered():
+    model = network("chain").to(memory_format=torch.channels_last)
+    fidelity = Fidelity(model, trace(model, SMALL_SHAPE))
+    images = torch.randn(2, *SMALL_SHAPE)
+    fidelity.set(0.5)
+    with torch.no_grad():
+        before = model(images)
+        copied = copy.deepcopy(model)
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+        after = model(images)
+        assert torch.equal(copied(images), before) and not torch.equal(before, after)
+    torch.testing.assert_close(model(images), after)
+    fidelity.set(0.25)
+    with torch.no_grad():
+        assert torch.equal(model(images), fidelity.extract(0.25)(images))
+    fidelity.set(1.0)
+    assert {type(m) for m in model.modules()} == {type(m) for m in network("chain").modules()}
 
 
 def test_levels_are_nested_and_their_cost_rises():

@@ -53,6 +53,38 @@ def prefix_plan(graph: ChannelGraph, level: float) -> Plan:
     return Plan(kept)
 
 
+class _PackedConv2d(nn.Conv2d):
+    """A convolution whose filter is a view of a larger one.
+
+    PyTorch copies a filter with gaps at every call before it convolves. Outside training the copy
+    is made at the first call and kept until the filter changes.
+    """
+
+    _kept: tuple[tuple[int, int], Tensor] | None = None
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        if not torch.is_grad_enabled():
+            key = (weight.data_ptr(), weight._version)
+            if self._kept is None or self._kept[0] != key:
+                is_last = weight.stride(1) == 1
+                form = torch.channels_last if is_last else torch.contiguous_format
+                self._kept = key, weight.contiguous(memory_format=form)
+            weight = self._kept[1]
+        output: Tensor = super()._conv_forward(input, weight, bias)
+        return output
+
+
+def _pack(module: nn.Module, wanted: bool) -> None:
+    """Let a convolution keep its packed filter, or forget it."""
+    if type(module) is nn.Conv2d and wanted:
+        module.__class__ = _PackedConv2d
+    elif type(module) is _PackedConv2d:
+        module._kept = None
+        if not wanted:
+            del module._kept
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+
+
 class Fidelity:
     """The switch of a network between levels.
 
@@ -100,7 +132,9 @@ class Fidelity:
             detached = {name: tensor.detach() for name, tensor in tensors.items()}
             state = narrow(detached, self.graph, plan)
         for name, layer in self.graph.after(plan).layers.items():
-            put(self.model.get_submodule(name), layer, state)
+            module = self.model.get_submodule(name)
+            put(module, layer, state)
+            _pack(module, level < 1)
         self.level = level
 
     def extract(self, level: float) -> nn.Module:

@@ -151,11 +151,11 @@ def draw_scales_by_channel(
                 label=_short(name) if number in (0, len(groups) - 1) else None,
             )
         axes.set_xlim(0, 100)
-        axes.set_ylim(bottom=0)
         axes.set_xlabel(order)
         axes.set_title(panel, fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    grid[0][0].set_ylim(bottom=0)
     grid[0][0].set_ylabel(score)
     grid[0][-1].legend(frameon=False, fontsize=8, title="first and last layer", title_fontsize=8)
     figure.suptitle(title, fontsize=10)

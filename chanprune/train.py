@@ -141,9 +141,8 @@ def _only_process(run_dir: Path) -> Iterator[None]:
 
 
 def _begin(run_dir: Path) -> None:
-    """Make the directory, without what an earlier run left in it; other files stay."""
+    """Clear the directory of what an earlier run left in it; other files stay."""
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         for old in list(run_dir.iterdir()):
             if old.name in OURS or PICTURES.fullmatch(old.name):
                 old.unlink()

@@ -20,6 +20,7 @@ from chanprune.pipeline.cost import Cost
 from chanprune.pipeline.files import write_tensors
 
 NEWEST, BEFORE = "state.safetensors", "previous.safetensors"
+NUMBERS = ("epoch", "batch", "seconds", "best_score", "best_epoch")
 
 
 @dataclass
@@ -74,8 +75,7 @@ class Checkpoints:
         if torch.cuda.is_available():
             tensors["random.cuda"] = torch.cuda.get_rng_state()
         facts = {
-            **{key: getattr(progress, key) for key in ("epoch", "batch", "seconds")},
-            **{key: getattr(progress, key) for key in ("best_score", "best_epoch")},
+            **{key: getattr(progress, key) for key in NUMBERS},
             "cost": asdict(progress.cost),
             "active": self.bank.plan.to_json() if self.bank.plan else None,
         }
@@ -117,8 +117,7 @@ class Checkpoints:
             torch.cuda.set_rng_state(tensors["random.cuda"])
         best = _part(tensors, "best.")
         return Progress(
-            **{key: facts[key] for key in ("epoch", "batch", "seconds")},
-            **{key: facts[key] for key in ("best_score", "best_epoch")},
+            **{key: facts[key] for key in NUMBERS},
             losses=list(tensors["losses"].to(device)) if "losses" in tensors else [],
             hits=list(tensors["hits"].to(device)) if "hits" in tensors else [],
             best={name: value.to(device) for name, value in best.items()} or None,

@@ -145,12 +145,7 @@ class _Experiment:
 
     def _cost_of_a_step(self, network: Network) -> Cost:
         """Measure what a training step of the whole network costs, on a copy."""
-        batches = data.train_batches(
-            self.dataset,
-            batch_size=self.config["train"]["batch_size"],
-            seed=self.config["seed"],
-            device=self.device,
-        )
+        batches = self.train_batches(self.config["train"]["batch_size"])
         images, _ = next(iter(batches.epoch(0)))
         model = copy.deepcopy(network.model).train()
         cost = Cost()
@@ -173,12 +168,7 @@ class _Experiment:
             self.select,
             self.interruption,
         )
-        batches = data.train_batches(
-            self.dataset,
-            batch_size=chosen.batch_size,
-            seed=self.config["seed"],
-            device=self.device,
-        )
+        batches = self.train_batches(chosen.batch_size)
         began = time.perf_counter()
         validation = self.split("val")
         epoch, self.costs[name] = train(
@@ -301,6 +291,12 @@ class _Experiment:
     def _width(self, graph: ChannelGraph) -> int:
         """Count the channels of the groups that may be pruned."""
         return sum(graph.groups[name].size for name in self.prunable)
+
+    def train_batches(self, batch_size: int) -> data.MemoryBatches | data.StreamBatches:
+        """Return the batches of the training split, shuffled and augmented anew in every epoch."""
+        return data.train_batches(
+            self.dataset, batch_size=batch_size, seed=self.config["seed"], device=self.device
+        )
 
     def split(self, name: data.SplitName) -> data.MemoryBatches | data.StreamBatches:
         """Return the batches of a split, in order."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import os
 import re
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,12 +24,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from chanprune.errors import Interrupted, RunError, UserError
+from chanprune import sweep
+from chanprune.errors import SIGNALS, Interrupted, RunError, UserError, one_line
 from chanprune.schema import SECTIONS, did_you_mean, not_a_section
 
-Task = Callable[[dict[str, Any]], None]
+Task = Callable[[dict[str, Any]], Mapping[str, str] | None]
+Check = Callable[[dict[str, Any]], Path]
 QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
-QUIET += ["hydra/hydra_logging=none", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
+QUIET += ["hydra/hydra_logging=none", "hydra.sweep.subdir=."]
+SWEEP_DIR = "hydra.sweep.dir="
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w./@]*)=(.*)", re.DOTALL)
 OPTIONAL = {"experiment"}
 
@@ -37,49 +44,61 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else checkout
 
 
-def main(config_name: str, task: Task) -> None:
+def main(config_name: str, task: Task, check: Check | None = None) -> None:
     """Compose `config_name` with the command line and run `task`; then leave the process.
 
     Exit codes: 0 done; 2 the user's mistake, 3 a failure while running, each with one line on
     stderr; 143 or 130 stopped by SIGTERM or SIGINT; 1 a bug, with its traceback.
     HYDRA_FULL_ERROR=1 gives every traceback.
+
+    Args:
+        config_name: A file in configs/.
+        task: Takes the configuration; returns what the table of a sweep says of it, by column.
+        check: Refuses a configuration, and returns where its results go; a sweep checks all jobs
+            before the first begins, and keeps its table.
     """
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    try:
-        _compose_and_run(config_name, task)
-    except (UserError, RunError, Interrupted) as error:
-        if wants_traceback:
-            raise
-        print(f"chanprune: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("chanprune: interrupted", file=sys.stderr)
-        sys.exit(130)
+    with one_line():
+        _compose_and_run(config_name, task, check)
 
 
-def _compose_and_run(config_name: str, task: Task) -> None:
+def _compose_and_run(config_name: str, task: Task, check: Check | None) -> None:
     folders = _config_folders(sys.argv[1:])
     settings = [argument for argument in sys.argv[1:] if OVERRIDE.fullmatch(argument)]
     deletions = [argument for argument in sys.argv[1:] if argument.startswith("~")]
     flags = [a for a in sys.argv[1:] if a not in {*settings, *deletions}]
     sweeps = _are_sweep(flags) or any(a.startswith("hydra.mode=") for a in settings)
     overrides = [_checked(a, folders, sweeps) for a in settings if not _is_unset(a)]
-    outcome: list[BaseException] = []
+    sys.argv[1:] = [*QUIET, *overrides, *deletions, *flags]
+    if sweeps:
+        with _sweep_folder(overrides, check) as folder, _hydra_errors():
+            _sweep(config_name, task, check, [*overrides, *deletions], folder)
+        return
+    failure: list[BaseException] = []
 
     def job(config: DictConfig) -> None:
         """Run the task; Hydra must not see its errors, which it would report in its own way."""
         try:
             task(_plain(config))
         except (Exception, KeyboardInterrupt) as error:
-            outcome.append(error)
+            failure.append(error)
 
-    sys.argv[1:] = [*QUIET, *overrides, *deletions, *flags]
+    with _hydra_errors():
+        _call_hydra(config_name, job)
+    if failure:
+        raise failure[0]
+
+
+def _call_hydra(config_name: str, job: Callable[[DictConfig], None]) -> None:
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
+
+
+@contextlib.contextmanager
+def _hydra_errors() -> Iterator[None]:
+    """Turn Hydra's errors into one line."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(
-            job
-        )()
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{mark.name}:{mark.line + 1}" if mark else "a configuration file"
@@ -89,8 +108,50 @@ def _compose_and_run(config_name: str, task: Task) -> None:
     finally:
         if before is None:
             del os.environ["HYDRA_FULL_ERROR"]
-    if outcome:
-        raise outcome[0]
+
+
+@contextlib.contextmanager
+def _sweep_folder(overrides: Sequence[str], check: Check | None) -> Iterator[Path]:
+    """Find where a sweep's own files go: the same folder for the same command."""
+    given = [a.removeprefix(SWEEP_DIR) for a in overrides if a.startswith(SWEEP_DIR)]
+    if given:
+        yield Path(given[-1])
+    elif check is not None:
+        digest = hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:8]
+        yield Path("outputs", "sweeps", digest)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def _sweep(
+    config_name: str, task: Task, check: Check | None, overrides: Sequence[str], folder: Path
+) -> None:
+    """Check all jobs, launch them, and tell how they ended."""
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        jobs = sweep.expand(overrides)
+        if check is not None:
+            sweep.check_jobs(jobs, config_name, partial(_on_plain, check))
+    try:
+        sweep.forget_outcomes(folder)
+        sys.argv.insert(1, f"{SWEEP_DIR}{folder}")
+        _call_hydra(config_name, sweep.KeepOutcome(partial(_on_plain, task), folder.resolve()))
+    except SystemExit as leaving:
+        if leaving.code in {128 + number for number in SIGNALS}:
+            raise Interrupted(int(leaving.code) - 128) from leaving
+        raise
+    except OSError as error:
+        raise RunError(f"{error.filename} cannot be written: {error.strerror}") from error
+    ended = sweep.outcomes(folder, len(jobs))
+    failed = sum("failed" in outcome for outcome in ended)
+    if check is not None:
+        print(f"\n{sweep.write_table(folder, jobs, ended)}\nin {folder}: table.md, table.csv")
+    if failed:
+        raise RunError(f"{failed} of {len(jobs)} jobs failed; the same command does them again")
+
+
+def _on_plain(function: Callable[[dict[str, Any]], Any], config: DictConfig) -> Any:
+    return function(_plain(config))
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

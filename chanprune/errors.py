@@ -3,7 +3,13 @@
 Everything else keeps its traceback.
 """
 
+import os
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class UserError(Exception):
@@ -29,3 +35,22 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
             f"stopped by {signal.Signals(number).name}, everything saved; the same command goes on"
         )
         self.exit_code = 128 + number
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """End the process with one line on stderr and the exit code of what went wrong.
+
+    A bug keeps its traceback; HYDRA_FULL_ERROR=1 keeps every traceback.
+    """
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        yield
+    except (UserError, RunError, Interrupted) as error:
+        if wants_traceback:
+            raise
+        print(f"chanprune: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("chanprune: interrupted", file=sys.stderr)
+        sys.exit(130)

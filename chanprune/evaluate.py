@@ -11,8 +11,8 @@ from tabulate import tabulate
 
 from chanprune import cli
 from chanprune.errors import UserError
-from chanprune.schema import check_evaluate, validate
-from chanprune.train import recorded_config
+from chanprune.run_dir import checked_config
+from chanprune.schema import check_evaluate
 
 
 def main() -> None:
@@ -35,13 +35,9 @@ def evaluate(composed: dict[str, Any]) -> None:
     """
     options = check_evaluate(composed)
     run_dir = Path(options["run"])
-    recorded = recorded_config(run_dir)
-    if recorded is None or not (run_dir / "summary.json").exists():
+    config = checked_config(run_dir)
+    if config is None or not (run_dir / "summary.json").exists():
         raise UserError(f"run={run_dir}: no finished run is there")
-    try:
-        config = validate({**recorded, "run": {"dir": None, "overwrite": False}})
-    except UserError as error:
-        raise UserError(f"{run_dir / 'config.yaml'}: {error}") from error
     from chanprune.pipeline.evaluation import evaluate_run
 
     levels = options["fidelity"]

@@ -37,6 +37,13 @@ class RunSection(_Section):
     overwrite: bool
 
 
+class CacheSection(_Section):
+    """cache.*: where trained stages are kept for runs that train alike."""
+
+    dir: Text
+    enabled: bool
+
+
 class Vgg(_Section):
     """model=vgg11 ... vgg19."""
 
@@ -253,6 +260,7 @@ class Train(Finetune):
 class _Scalars(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     device: Literal["auto", "cpu", "cuda"]
+    resume: Text | None
 
 
 class _Format(_Section):
@@ -269,6 +277,7 @@ class Evaluation(_Format):
 
 SECTIONS: dict[str, list[type[_Section]]] = {
     "run": [RunSection],
+    "cache": [CacheSection],
     "model": [Vgg, ResNet, PreResNet, ResNeXt, DenseNet, CondenseNet, Library],
     "dataset": [Embedded, FromFiles],
     "method": [

@@ -2,155 +2,126 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
-import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 
 from chanprune import cli
 from chanprune.errors import UserError
+from chanprune.run_dir import (
+    NOT_RECORDED,
+    OURS,
+    begin,
+    checked_config,
+    default_dir,
+    look,
+    only_process,
+)
 from chanprune.schema import validate
-
-OURS = ["table.md", "table.csv", "summary.json", "plan.json", "metrics.jsonl", "config.yaml"]
-OURS += ["model.safetensors", "model.json"]
-LOCK, OWNER = ".lock", ".owner"
-PICTURES = re.compile(r"((scales|order|times_active)(-\d+)?|channels|levels|active)\.png")
-FOLDERS = re.compile(r"(train|finetune)(-\d+)?|tensorboard")
 
 
 def main() -> None:
     """Compose, validate, run."""
-    cli.main("config", train)
+    cli.main("config", train, place)
 
 
-def train(composed: dict[str, Any]) -> None:
-    """Do the run that the configuration describes, unless it is done already.
+def train(composed: dict[str, Any]) -> dict[str, str]:
+    """Do the run that the configuration describes, or what is left to do of it.
+
+    Returns:
+        Its line in the table of a sweep.
 
     Raises:
         UserError: The configuration is wrong, or the run directory is another's.
     """
-    config = validate(composed)
-    place = config.pop("run")
-    run_dir = Path(place["dir"]) if place["dir"] else default_dir(config)
-    found = _look(run_dir, config, place["overwrite"])
+    config, run_dir, apart = _understood(composed)
+    if apart["resume"] is not None:
+        _refuse_changes(HydraConfig.get().overrides.task)
+    found = look(run_dir, config, apart["run"]["overwrite"])
     if found == "finished":
         print((run_dir / "table.md").read_text(encoding="utf-8"))
         print(f"{run_dir} holds this run, finished; run.overwrite=true runs it again")
-        return
+        return _line(run_dir)
     from chanprune.pipeline.files import write_text
     from chanprune.pipeline.prepare import prepare
     from chanprune.pipeline.provenance import describe_environment
     from chanprune.pipeline.run import run
 
+    cache_dir = _cache_dir(**apart["cache"])
     prepared = prepare(config)
-    with _only_process(run_dir):
+    with only_process(run_dir):
         if found == "unfinished":
             print(f"{run_dir} holds this run, unfinished; it goes on where it was saved")
         else:
-            _begin(run_dir)
+            begin(run_dir)
             record = {"config": config, "environment": describe_environment()}
             write_text(run_dir / "config.yaml", yaml.safe_dump(record, sort_keys=False))
-        run(config, prepared, run_dir)
+        run(config, prepared, run_dir, cache_dir)
     print(f"\n{(run_dir / 'table.md').read_text(encoding='utf-8')}")
     written = [path.name for path in run_dir.iterdir() if path.name in OURS]
     print(f"in {run_dir}: {', '.join(sorted(written, key=OURS.index))}, tensorboard")
     for picture in sorted(run_dir.glob("*.png")):
         print(f"picture: {picture}")
     print(f"the compact model: chanprune.load({str(run_dir)!r})")
+    return _line(run_dir)
 
 
-def default_dir(config: dict[str, Any]) -> Path:
-    """Return outputs/<dataset>/<model>-<method>-<hash>, the same for the same configuration."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
-    model, method = config["model"]["name"], config["method"]["name"]
-    return Path("outputs", config["dataset"]["name"], f"{model}-{method}-{digest}")
+def place(composed: Mapping[str, Any]) -> Path:
+    """Return the directory of the run that a configuration describes; raises as `train` does."""
+    return _understood(composed)[1]
 
 
-def recorded_config(run_dir: Path) -> dict[str, Any] | None:
-    """Return the configuration of the run in a directory, or None if no run of ours is there."""
-    try:
-        values = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    if not isinstance(values, dict) or set(values) != {"config", "environment"}:
-        return None
-    config = values["config"]
-    return config if isinstance(config, dict) else None
-
-
-def _look(
-    run_dir: Path, config: dict[str, Any], overwrite: bool
-) -> Literal["nothing", "unfinished", "finished"]:
-    """Tell what of the run is there; refuse a directory that holds something else."""
-    try:
-        if run_dir.exists() and not run_dir.is_dir():
-            raise UserError(f"run.dir={run_dir} is a file; give a directory")
-        names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
-    except OSError as error:
-        raise UserError(f"run.dir={run_dir} cannot be read: {error.strerror}") from error
-    if not names - {LOCK, OWNER}:
-        return "nothing"
-    recorded = recorded_config(run_dir)
+def _understood(composed: Mapping[str, Any]) -> tuple[dict[str, Any], Path, dict[str, Any]]:
+    """Return the run's configuration, its directory, and the sections that are not recorded."""
+    config = validate(composed)
+    apart = {key: config.pop(key) for key in NOT_RECORDED}
+    if apart["resume"] is None:
+        given = apart["run"]["dir"]
+        return config, Path(given) if given else default_dir(config), apart
+    run_dir = Path(apart["resume"])
+    recorded = checked_config(run_dir)
     if recorded is None:
-        raise UserError(
-            f"run.dir={run_dir} is not empty and holds no run; give a new or empty directory"
-        )
-    if overwrite:
-        return "nothing"
-    if recorded != config:
-        raise UserError(
-            f"run.dir={run_dir} holds a run with another configuration; "
-            f"give another run.dir, or run.overwrite=true to replace it"
-        )
-    return "finished" if "summary.json" in names else "unfinished"
+        raise UserError(f"resume={run_dir}: no run is there; give the directory of a run")
+    if apart["run"]["dir"] or apart["run"]["overwrite"]:
+        raise UserError("resume=... goes on with a run as it was recorded; leave out run.*")
+    return recorded, run_dir, apart
 
 
-@contextmanager
-def _only_process(run_dir: Path) -> Iterator[None]:
-    """Keep the directory to this process; the lock goes when the process does.
-
-    Raises:
-        UserError: Another process is writing there.
-    """
-    lock, owner = FileLock(run_dir / LOCK, timeout=0), run_dir / OWNER
+def _cache_dir(dir: str, enabled: bool) -> Path | None:
+    """Return the directory of kept stages, which exists then, or None."""
+    if not enabled:
+        return None
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
-    except Timeout as error:
-        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+        Path(dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise UserError(
-            f"run.dir={run_dir} is being written by {who}; wait for it, or give another run.dir"
+            f"cache.dir={dir} cannot be written ({error.strerror}); give another directory, or "
+            "cache.enabled=false"
         ) from error
-    except OSError as error:
-        raise UserError(f"run.dir={run_dir} cannot be written: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
+    return Path(dir)
 
 
-def _begin(run_dir: Path) -> None:
-    """Clear the directory of what an earlier run left in it; other files stay."""
-    try:
-        for old in list(run_dir.iterdir()):
-            if old.name in OURS or PICTURES.fullmatch(old.name):
-                old.unlink()
-            elif FOLDERS.fullmatch(old.name):
-                shutil.rmtree(old)
-        (run_dir / "metrics.jsonl").touch()
-    except OSError as error:
-        raise UserError(f"run.dir={run_dir} cannot be written: {error.strerror}") from error
+def _refuse_changes(overrides: Sequence[str]) -> None:
+    """Refuse options beside resume=, which a recorded run would not follow."""
+    for override in overrides:
+        if not override.lstrip("+").startswith(("resume=", "cache.")):
+            raise UserError(
+                f"resume=... goes on with a run as it was recorded; leave out {override}"
+            )
+
+
+def _line(run_dir: Path) -> dict[str, str]:
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    return {
+        "test acc %": f"{100 * summary['accuracy']:.2f}",
+        "params": f"{summary['params']:,}",
+        "MACs": f"{summary['macs']:,}",
+        "run": str(run_dir),
+    }
 
 
 if __name__ == "__main__":

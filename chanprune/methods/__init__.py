@@ -1,7 +1,5 @@
 """Methods by name: they decide which channels to keep."""
 
-from collections.abc import Callable
-
 from chanprune.methods.base import Method, PruneOptions, Setting, Step, select
 from chanprune.methods.cucb import Cucb
 from chanprune.methods.idp import IncompleteDotProducts
@@ -10,7 +8,7 @@ from chanprune.methods.prioritized import Prioritized
 from chanprune.methods.random_channels import FinalRandom, FixedRandom, RandomEveryStep
 from chanprune.methods.slimming import Slimming
 
-METHODS: dict[str, Callable[..., Method]] = {
+METHODS: dict[str, type[Method]] = {
     "none": Method,
     "slimming": Slimming,
     "prioritized": Prioritized,

@@ -119,6 +119,8 @@ class Method:
             statistics are estimated at the end; 0 if the levels share the whole network's.
         advice: What the user should know of the options, once `before_training` has seen them.
         forgets: Whether channels that become active start without momentum.
+        after_training: Names of the method's options that its training does not look at.
+        trains_for_pruning: Whether its training looks at how channels will be selected.
     """
 
     prunes = False
@@ -127,6 +129,8 @@ class Method:
     level_statistics = 0
     advice = ""
     forgets = False
+    after_training: tuple[str, ...] = ()
+    trains_for_pruning = False
 
     def before_training(
         self, model: nn.Module, graph: ChannelGraph, setting: Setting

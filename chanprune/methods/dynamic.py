@@ -35,6 +35,7 @@ class DynamicChannels(Method):
     """
 
     prunes = True
+    trains_for_pruning = True
     score = "random score"
 
     def __init__(

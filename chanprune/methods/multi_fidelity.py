@@ -63,6 +63,8 @@ class Leveled(Method):
         level_statistics: See `Method`.
     """
 
+    after_training = ("levels", "sandwich", "level_statistics")
+
     def __init__(
         self,
         levels: Sequence[float] = (1.0,),

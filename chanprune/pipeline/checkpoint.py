@@ -94,8 +94,8 @@ class Checkpoints:
             if not path.exists():
                 continue
             try:
-                tensors, facts = _read(path)
-            except (SafetensorError, OSError, ValueError, KeyError) as error:
+                tensors, facts = read(path)
+            except CheckpointError as error:
                 warnings.append(f"{path} is damaged ({error}); the checkpoint before it is taken")
                 continue
             return self._restore(tensors, facts), warnings
@@ -129,18 +129,25 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint.
+class CheckpointError(Exception):
+    """A checkpoint cannot be read, or is not what was written."""
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a checkpoint's tensors and facts.
 
     Raises:
-        ValueError: Its checksum is wrong.
+        CheckpointError: It is not whole.
     """
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if metadata["checksum"] != f"{_checksum(tensors)}":
-        raise ValueError("its checksum is wrong")
-    return tensors, json.loads(metadata["facts"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["checksum"] != f"{_checksum(tensors)}":
+            raise ValueError("its checksum is wrong")
+        return tensors, json.loads(metadata["facts"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> int:

@@ -6,9 +6,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-from chanprune.errors import Interrupted
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from chanprune.errors import SIGNALS, Interrupted
 
 
 class Interruption:

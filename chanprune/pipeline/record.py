@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,18 @@ class Record:
             self.say("  done already")
         for name, value in facts.items():
             self._writers[-1].add_scalar(name, value, 0)
+
+    def adopt(self, stage: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Take a stage's metrics from another run that trained the same."""
+        path = self.run_dir / "metrics.jsonl"
+        every = [line for line in self.metrics() if line["stage"] != stage] + list(lines)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in every))
+        writer = SummaryWriter(str(self.run_dir / "tensorboard" / stage))
+        for line in lines:
+            for name, value in line.items():
+                if name not in {"stage", "epoch"}:
+                    writer.add_scalar(name, value, line["epoch"])
+        writer.close()
 
     def epoch(self, stage: str, epoch: int, metrics: Mapping[str, float], model: nn.Module) -> None:
         """Write one epoch's metrics and the histograms of the batch-norm scales."""

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -45,9 +46,11 @@ from chanprune.pipeline.pictures import (
 from chanprune.pipeline.prepare import Network, Prepared, channels_last, make_method
 from chanprune.pipeline.pruning import PruneReport
 from chanprune.pipeline.record import Record
+from chanprune.pipeline.reuse import StageCache, training_depends_on
 from chanprune.pipeline.table import Row, as_csv, as_markdown, levels_by_stage
 
 EVAL_BATCH = 500
+ALONE = nullcontext()
 NOTES = (
     "MACs: multiply-accumulates of convolutions and linear layers for one image "
     "(FLOPs = 2 x MACs). Percentages: what is gone since the first row.",
@@ -56,13 +59,16 @@ NOTES = (
 )
 
 
-def run(config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> dict[str, Any]:
+def run(
+    config: Mapping[str, Any], prepared: Prepared, run_dir: Path, cache_dir: Path | None = None
+) -> dict[str, Any]:
     """Do one experiment.
 
     Args:
         config: The configuration that was prepared.
         prepared: Its data and network; the network is used up.
         run_dir: An existing directory; everything is written there.
+        cache_dir: Where runs that train alike find each other's train stage; None: nowhere.
 
     Returns:
         What summary.json holds.
@@ -73,16 +79,22 @@ def run(config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> dict[st
         Interrupted: A signal came; the same call goes on.
     """
     with Interruption() as interruption:
-        return _run(_Experiment(config, prepared, run_dir, interruption), prepared.network)
+        experiment = _Experiment(config, prepared, run_dir, interruption)
+        depends_on = training_depends_on(config, prepared)
+        cache = StageCache(cache_dir, depends_on, run_dir) if cache_dir else None
+        return _run(experiment, prepared.network, cache)
 
 
-def _run(experiment: _Experiment, network: Network) -> dict[str, Any]:
+def _run(experiment: _Experiment, network: Network, cache: StageCache | None) -> dict[str, Any]:
     config = experiment.config
     passes = config["method"].get("passes", 1)
     for number in range(1, passes + 1):
         suffix = f"-{number}" if passes > 1 else ""
         method = make_method(config)
-        experiment.train(network, method, f"train{suffix}", config["train"])
+        stage = f"train{suffix}"
+        shared = cache if number == 1 else None
+        with shared.claim(stage, experiment.record, experiment.interruption) if shared else ALONE:
+            experiment.train(network, method, stage, config["train"])
         if method.prunes:
             experiment.prune(network, method, suffix)
         experiment.order(network)
@@ -169,7 +181,6 @@ class _Experiment:
             self.interruption,
         )
         batches = self.train_batches(chosen.batch_size)
-        began = time.perf_counter()
         validation = self.split("val")
         epoch, self.costs[name] = train(
             network.model, network.graph, batches, validation, chosen, method, stage, self.record
@@ -177,7 +188,7 @@ class _Experiment:
         chose = f" (epoch {epoch}, best on val)" if stage.keep == "best" else ""
         label = name.replace("train", "trained").replace("finetune", "fine-tuned")
         product = replace(network, model=method.product(network.model))
-        self.measure(product, f"{label}{chose}", time.perf_counter() - began)
+        self.measure(product, f"{label}{chose}", self.costs[name].seconds)
 
     def prune(self, network: Network, method: Method, suffix: str) -> None:
         """Select channels, compact, check, and measure with and without absorbed constants."""

@@ -1,0 +1,210 @@
+"""The train stage's results, kept so that runs that train alike train once.
+
+Training is found again by a hash of everything it depends on (`training_depends_on`). Where that is
+the same, training gives the same bits, and a run takes the other's last checkpoint and metrics for
+its own.
+
+One process at a time makes an entry, the others wait for it. The operating system takes the lock
+from a process that died, so that no lock goes stale; the next process goes on at the last
+checkpoint of the one that died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from chanprune.cache import ABOUT, LOCK, MAKER
+from chanprune.methods import METHODS
+from chanprune.pipeline.checkpoint import BEFORE, NEWEST, CheckpointError, read
+from chanprune.pipeline.files import write_text
+from chanprune.pipeline.interruption import Interruption
+from chanprune.pipeline.prepare import Prepared
+from chanprune.pipeline.record import Record
+
+FORMAT = 1  # to be raised when a checkpoint's layout, or what training does, changes
+METRICS = "metrics.jsonl"
+
+
+def training_depends_on(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
+    """Return everything that decides the bits of the first train stage."""
+    method = METHODS[config["method"]["name"]]
+    dataset = prepared.dataset
+    labels = torch.cat([split.labels.cpu() for split in dataset.splits.values()])
+    return {
+        "format": FORMAT,
+        "torch": str(torch.__version__),
+        "device": prepared.device.type,
+        "seed": config["seed"],
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "images": [dataset.mean, dataset.std, zlib.crc32(labels.numpy().tobytes())],
+        "method": {k: v for k, v in config["method"].items() if k not in method.after_training},
+        "train": {k: v for k, v in config["train"].items() if k != "save_every_minutes"},
+        "prune": asdict(prepared.prune) if method.trains_for_pruning else None,
+    }
+
+
+class StageCache:
+    """The entry of one run's train stage.
+
+    Args:
+        cache_dir: Where entries are.
+        depends_on: What `training_depends_on` says of the run.
+        run_dir: The run's directory.
+    """
+
+    def __init__(self, cache_dir: Path, depends_on: Mapping[str, Any], run_dir: Path):
+        self.depends_on = depends_on
+        text = json.dumps(depends_on, sort_keys=True)
+        self.folder = cache_dir / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.run_dir = run_dir.resolve()
+        self._maker = self.folder.with_name(self.folder.name + MAKER)
+
+    @contextmanager
+    def claim(self, stage: str, record: Record, interruption: Interruption) -> Iterator[None]:
+        """Take the stage from the cache, or be the only process that trains it, and keep it.
+
+        Args:
+            stage: Name of the stage: its folder in the run, and its name in the metrics.
+            record: Where the metrics of what is taken go.
+            interruption: Ends the wait for another process.
+
+        Raises:
+            Interrupted: A signal came during the wait.
+        """
+        own = self.run_dir / stage
+        if self._take(self.folder, own, stage, record):
+            yield
+            return
+        with self._only_maker(record, interruption):
+            if not self._take(self.folder, own, stage, record):
+                self._take_over(own, stage, record)
+                self._maker.write_text(json.dumps(self._signature()), encoding="utf-8")
+            yield
+            try:
+                self._keep(own, stage, record)
+            except OSError as error:
+                record.say(f"  not kept for other runs: {error}")
+
+    def _take(self, source: Path, own: Path, stage: str, record: Record) -> bool:
+        """Take what is finished, unless the run has finished the stage itself."""
+        try:
+            about = json.loads((source / ABOUT).read_text(encoding="utf-8"))
+            lines = [json.loads(x) for x in (source / METRICS).read_text("utf-8").splitlines()]
+            done = [line for line in record.metrics() if line["stage"] == stage]
+            if (own / NEWEST).exists() and len(done) == len(lines):
+                return True
+            read(source / NEWEST)
+            own.mkdir(parents=True, exist_ok=True)
+            _link(source / NEWEST, own / NEWEST)
+        except CheckpointError as error:
+            record.say(f"{stage}: what {source} keeps of it is damaged ({error})")
+            return False
+        except (OSError, ValueError):
+            return False
+        record.adopt(stage, lines)
+        record.say(f"{stage}: {about['run']} has trained the same; its result is taken")
+        return True
+
+    def _take_over(self, own: Path, stage: str, record: Record) -> None:
+        """Go on where a process ended that was making the same."""
+        signature = self._last_maker()
+        if signature is None or (own / NEWEST).exists():
+            return
+        maker = Path(signature["run"])
+        theirs = maker / stage
+        if maker == self.run_dir or not (theirs / NEWEST).exists():
+            return
+        own.mkdir(parents=True, exist_ok=True)
+        lines = Record(maker).metrics()
+        record.adopt(stage, [line for line in lines if line["stage"] == stage])
+        for name in (BEFORE, NEWEST):
+            if (theirs / name).exists():
+                _link(theirs / name, own / name)
+        record.say(f"{stage}: goes on where {maker} was left")
+
+    @contextmanager
+    def _only_maker(self, record: Record, interruption: Interruption) -> Iterator[None]:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder.with_name(self.folder.name + LOCK))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            maker = self._last_maker() or {"run": "another run"}
+            record.say(f"waits for {maker['run']}, which trains the same")
+            _wait(lock, interruption)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _signature(self) -> dict[str, str]:
+        """Name the run, so that it is noticed when its directory holds another by now."""
+        return {"run": str(self.run_dir), "config": _checksum(self.run_dir)}
+
+    def _last_maker(self) -> dict[str, str] | None:
+        """Return the signature of the run that began to make the entry, if it is still there."""
+        try:
+            signature: dict[str, str] = json.loads(self._maker.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return signature if _checksum(Path(signature["run"])) == signature["config"] else None
+
+    def _keep(self, own: Path, stage: str, record: Record) -> None:
+        """Put the finished stage into the cache, whole or not at all."""
+        kept = self.folder / NEWEST
+        if kept.exists() and kept.samefile(own / NEWEST):
+            return
+        lines = [line for line in record.metrics() if line["stage"] == stage]
+        about = {
+            "run": str(self.run_dir),
+            "seconds": sum(line["seconds"] for line in lines),
+            "depends_on": self.depends_on,
+        }
+        shutil.rmtree(self.folder, ignore_errors=True)
+        temporary = self.folder.with_name(f".{self.folder.name}.part")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        _link(own / NEWEST, temporary / NEWEST)
+        write_text(temporary / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(temporary / ABOUT, json.dumps(about, indent=1) + "\n")
+        temporary.replace(self.folder)
+        self._maker.unlink(missing_ok=True)
+
+
+def _checksum(run_dir: Path) -> str:
+    """Return a hash of a run's recorded configuration; "" if there is none."""
+    path = run_dir / "config.yaml"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def _wait(lock: FileLock, interruption: Interruption) -> None:
+    """Wait for the lock, but not longer than until a signal comes."""
+    while not lock.is_locked:
+        interruption.stop_if_requested()
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=1)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot; replaces `target`."""
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)

@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from chanprune import sweep
+from chanprune import ranks, sweep
 from chanprune.errors import SIGNALS, Interrupted, RunError, UserError, one_line
 from chanprune.schema import SECTIONS, did_you_mean, not_a_section
 
@@ -114,6 +114,8 @@ def _hydra_errors() -> Iterator[None]:
 def _sweep_folder(overrides: Sequence[str], check: Check | None) -> Iterator[Path]:
     """Find where a sweep's own files go: the same folder for the same command."""
     given = [a.removeprefix(SWEEP_DIR) for a in overrides if a.startswith(SWEEP_DIR)]
+    if not ranks.is_first():
+        given, check = [], None
     if given:
         yield Path(given[-1])
     elif check is not None:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from chanprune import ranks
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -49,7 +51,8 @@ def one_line() -> Iterator[None]:
     except (UserError, RunError, Interrupted) as error:
         if wants_traceback:
             raise
-        print(f"chanprune: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if ranks.is_first() or not isinstance(error, UserError):
+            print(f"chanprune: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("chanprune: interrupted", file=sys.stderr)

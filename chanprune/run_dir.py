@@ -24,6 +24,7 @@ OURS += ["model.safetensors", "model.json"]
 LOCK, OWNER = ".lock", ".owner"
 PICTURES = re.compile(r"((scales|order|times_active)(-\d+)?|channels|levels|active)\.png")
 FOLDERS = re.compile(r"(train|finetune)(-\d+)?|tensorboard")
+Found = Literal["nothing", "unfinished", "finished"]
 NOT_RECORDED: dict[str, Any] = {
     "run": {"dir": None, "overwrite": False},
     "cache": {"dir": "outputs/cache", "enabled": True},
@@ -66,9 +67,7 @@ def checked_config(run_dir: Path) -> dict[str, Any] | None:
     return {key: value for key, value in config.items() if key not in NOT_RECORDED}
 
 
-def look(
-    run_dir: Path, config: dict[str, Any], overwrite: bool
-) -> Literal["nothing", "unfinished", "finished"]:
+def look(run_dir: Path, config: dict[str, Any], overwrite: bool) -> Found:
     """Tell what of the run is there; refuse a directory that holds something else."""
     try:
         if run_dir.exists() and not run_dir.is_dir():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,12 @@ from typing import Any
 import yaml
 from hydra.core.hydra_config import HydraConfig
 
-from chanprune import cli
+from chanprune import cli, ranks
 from chanprune.errors import UserError
 from chanprune.run_dir import (
     NOT_RECORDED,
     OURS,
+    Found,
     begin,
     checked_config,
     default_dir,
@@ -41,7 +45,36 @@ def train(composed: dict[str, Any]) -> dict[str, str]:
     config, run_dir, apart = _understood(composed)
     if apart["resume"] is not None:
         _refuse_changes(HydraConfig.get().overrides.task)
-    found = look(run_dir, config, apart["run"]["overwrite"])
+    if ranks.count() > 1:
+        return _do_together(config, run_dir, apart)
+    return _do(config, run_dir, apart, look(run_dir, config, apart["run"]["overwrite"]))
+
+
+def _do_together(config: dict[str, Any], run_dir: Path, apart: dict[str, Any]) -> dict[str, str]:
+    """Do a run as one of several processes, of which the first alone writes and speaks."""
+    from chanprune.parallel import joined, shared
+    from chanprune.pipeline.prepare import prepare
+    from chanprune.pipeline.run import run
+
+    overwrite = apart["run"]["overwrite"]
+    with joined():
+        found = shared(look(run_dir, config, overwrite) if ranks.is_first() else None)
+        if ranks.is_first():
+            return _do(config, run_dir, apart, found)
+        if found != "finished":
+            with (
+                tempfile.TemporaryDirectory() as scratch,
+                open(os.devnull, "w", encoding="utf-8") as nowhere,
+                contextlib.redirect_stdout(nowhere),
+            ):
+                run(config, prepare(config), Path(scratch))
+        return {}
+
+
+def _do(
+    config: dict[str, Any], run_dir: Path, apart: dict[str, Any], found: Found
+) -> dict[str, str]:
+    """Do what is left of a run; raises as `train` does."""
     if found == "finished":
         print((run_dir / "table.md").read_text(encoding="utf-8"))
         print(f"{run_dir} holds this run, finished; run.overwrite=true runs it again")

@@ -21,10 +21,17 @@ from chanprune.data.source import Source
 from chanprune.errors import RunError, UserError
 
 Batch = tuple[Tensor, Tensor]
+Part = tuple[int, int]
+WHOLE: Part = (0, 1)
 
 
 def train_batches(
-    dataset: Dataset, *, batch_size: int, seed: int, device: torch.device | str
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+    part: Part = WHOLE,
 ) -> MemoryBatches | StreamBatches:
     """Shuffled, augmented batches of the training split; a last partial batch is left out.
 
@@ -33,17 +40,23 @@ def train_batches(
         batch_size: Images per batch; a smaller training split makes one batch.
         seed: Decides order and augmentation, with the epoch.
         device: Where the batches go.
+        part: Which part of every batch: (i, n) is images i, i + n, i + 2n and so on.
     """
     kind = StreamBatches if dataset.streams else MemoryBatches
-    return kind(dataset, "train", batch_size, device, seed)
+    return kind(dataset, "train", batch_size, device, seed, part)
 
 
 def eval_batches(
-    dataset: Dataset, split: SplitName, *, batch_size: int, device: torch.device | str
+    dataset: Dataset,
+    split: SplitName,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    part: Part = WHOLE,
 ) -> MemoryBatches | StreamBatches:
-    """All images of a split, in order, as they are."""
+    """All images of a split, or a part of every batch of them, in order, as they are."""
     kind = StreamBatches if dataset.streams else MemoryBatches
-    return kind(dataset, split, batch_size, device, None)
+    return kind(dataset, split, batch_size, device, None, part)
 
 
 class _Batches:
@@ -56,8 +69,10 @@ class _Batches:
         batch_size: int,
         device: torch.device | str,
         seed: int | None,
+        part: Part,
     ):
         self.dataset = dataset
+        self.part = slice(part[0], None, part[1])
         self.source: Source = dataset.splits[split]
         self.seed = seed
         self.device = torch.device(device)
@@ -96,7 +111,7 @@ class MemoryBatches(_Batches):
             batch = images[chosen]
             if draws is not None:
                 batch = augment(batch, pad, flip, draws)
-            yield (batch.float() - mean) / std, labels[chosen]
+            yield (batch[self.part].float() - mean) / std, labels[chosen[self.part]]
 
 
 def augment(images: Tensor, pad: int, flip: bool, draws: torch.Generator) -> Tensor:
@@ -141,11 +156,12 @@ class StreamBatches(_Batches):
             flips = [v2.RandomHorizontalFlip()] if options.flip else []
             crops = [v2.RandomCrop((height, width), padding=options.pad)] if options.pad else []
             steps = [*crops, *flips, *steps]
-        order = self._order(index)
+        batches = [
+            chosen[self.part].tolist() for chosen in self._order(index).split(self.batch_size)
+        ]
         loader = DataLoader(
             _Stream(self.source, v2.Compose(steps), self.seed, index),
-            batch_size=self.batch_size,
-            sampler=order.tolist(),
+            batch_sampler=batches,
             num_workers=options.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),

@@ -35,6 +35,7 @@ from chanprune.channels import ChannelGraph
 from chanprune.errors import UserError
 from chanprune.methods.base import Setting, Step
 from chanprune.methods.dynamic import DynamicChannels, Scores, ranks
+from chanprune.parallel import summed
 
 SHORT_RUN = 20_000
 EMA_WEIGHT = 0.01
@@ -151,6 +152,8 @@ class Cucb(DynamicChannels):
         for module, outputs in self.places:
             rows = torch.from_numpy(outputs[self.active[outputs]])
             total.index_add_(0, rows, self._saliency(module).double().cpu())
+        if self.reduce == "example":
+            total = summed(total)
         active = torch.from_numpy(self.active) & (self.group_of >= 0)
         observed = normalised(total[active], self.group_of[active], self.normalise)
         self.arms.observe(active, observed)

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from chanprune import ranks
 from chanprune.channels import Bank, Plan
 from chanprune.methods import Method
 from chanprune.pipeline.cost import Cost
@@ -62,6 +63,8 @@ class Checkpoints:
 
     def save(self, progress: Progress) -> None:
         """Replace the checkpoint; the one that was newest stays beside it."""
+        if not ranks.is_first():
+            return
         with self.bank.whole():
             tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
             for name, parameter in self.model.named_parameters():

@@ -7,6 +7,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from chanprune.errors import SIGNALS, Interrupted
+from chanprune.parallel import largest
 
 
 class Interruption:
@@ -43,6 +44,16 @@ class Interruption:
         """
         if self.requested is not None:
             raise Interrupted(self.requested)
+
+    def stop_if_any_requested(self) -> None:
+        """Stop here if any process was asked to; all call this together.
+
+        Raises:
+            Interrupted: A signal came.
+        """
+        number = largest(self.requested or 0)
+        if number:
+            raise Interrupted(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = number

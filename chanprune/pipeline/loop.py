@@ -16,11 +16,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from chanprune import ranks
 from chanprune.channels import Bank, ChannelGraph
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import RunError
 from chanprune.methods import Method, PruneOptions, Setting, Step
-from chanprune.pipeline.checkpoint import NEWEST, Checkpoints, Progress
+from chanprune.parallel import (
+    average_gradients,
+    check_equal,
+    hash_of,
+    share_files,
+    summed,
+    whole_batch_norms,
+)
+from chanprune.pipeline.checkpoint import BEFORE, NEWEST, Checkpoints, Progress
 from chanprune.pipeline.cost import Cost
 from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.record import Record
@@ -117,17 +126,19 @@ def train(
     optimiser = make_optimiser(model, options)
     bank = Bank(model, graph, optimiser)
     checkpoints = Checkpoints(stage.folder, model, optimiser, bank, method)
+    share_files(stage.folder, (NEWEST, BEFORE))
     progress, warnings = checkpoints.load()
     record.start_stage(stage.name, options.epochs, setting.num_steps, facts, progress.epoch)
     for line in filter(None, (*warnings, method.advice, _where(progress, options))):
         record.say(f"  {line}")
     training = _Training(bank, optimiser, method, options, stage, checkpoints, progress)
     for epoch in range(progress.epoch, options.epochs):
-        training.epoch(epoch, batches)
+        with whole_batch_norms(model):
+            training.epoch(epoch, batches)
         metrics = training.measure(epoch, validation)
         record.epoch(stage.name, epoch + 1, metrics, model)
         checkpoints.save(progress)
-        stage.interruption.stop_if_requested()
+        stage.interruption.stop_if_any_requested()
     bank.activate(None)
     if progress.best is None:
         return options.epochs, progress.cost
@@ -156,6 +167,7 @@ class _Training:
         self.stage = stage
         self.checkpoints = checkpoints
         self.progress = progress
+        self.asked = False
         self.forward = cast(nn.Module, torch.compile(self.model)) if options.compile else self.model
 
     def epoch(self, epoch: int, batches: Batches) -> None:
@@ -170,7 +182,7 @@ class _Training:
             initial=first + progress.batch,
             desc=self.stage.name,
             unit="step",
-            disable=None,
+            disable=None if ranks.is_first() else True,
             leave=False,
         )
         for images, labels in islice(batches.epoch(epoch), progress.batch, None):
@@ -183,12 +195,12 @@ class _Training:
             if progress.batch % CHECK_EVERY == 0:
                 _check_finite(progress.losses[-CHECK_EVERY:], self.stage, self.last)
             is_late = time.perf_counter() - saved > 60 * self.options.save_every_minutes
-            is_asked = self.stage.interruption.requested is not None
-            if (is_late or is_asked) and progress.batch < per_epoch:
+            if (is_late or self.asked) and progress.batch < per_epoch:
                 self._check()
                 self._take_time()
                 self.checkpoints.save(progress)
-                self.stage.interruption.stop_if_requested()
+                if self.asked:
+                    self.stage.interruption.stop_if_any_requested()
                 saved = time.perf_counter()
         bar.close()
         self._check()
@@ -201,12 +213,43 @@ class _Training:
             self.bank.activate(active, forget=method.forgets)
         is_watched = not progress.losses and not self.options.compile
         with progress.cost.watch(self.model) if is_watched else nullcontext():
-            loss, logits = _update(
-                self.forward, self.optimiser, method, self.last, images, labels, self.options
-            )
-        progress.cost.add_step(len(images), method.macs_per_image(self.bank.macs))
-        progress.losses.append(loss.detach())
-        progress.hits.append((logits.detach().argmax(1) == labels).float().mean())
+            loss, hits = self._update(images, labels)
+        num_images = len(images) * ranks.count()
+        progress.cost.add_step(num_images, method.macs_per_image(self.bank.macs))
+        progress.losses.append(loss)
+        progress.hits.append(hits)
+
+    def _update(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Forward, backward, update, with the method's hooks in between."""
+        method, step, options = self.method, self.last, self.options
+        for group in self.optimiser.param_groups:
+            group["lr"] = step.lr
+        method.before_step(step)
+        self.optimiser.zero_grad(set_to_none=True)
+        images = images.to(memory_format=torch.channels_last)
+        is_bf16 = options.precision == "bf16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=is_bf16):
+            loss, logits = method.loss(self.forward, images, labels, options.label_smoothing)
+        loss.backward()
+        hits = (logits.detach().argmax(1) == labels).float().mean()
+        loss, hits = self._tell_each_other(loss.detach(), hits)
+        method.after_backward(step)
+        self.optimiser.step()
+        method.after_step(step)
+        return loss, hits
+
+    def _tell_each_other(self, loss: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
+        """Average gradients, loss and hits over all processes, and compare what they decided."""
+        requested = self.stage.interruption.requested or 0
+        if ranks.count() == 1:
+            self.asked = requested != 0
+            return loss, hits
+        decision = hash_of(self.bank.plan)
+        values = torch.stack([loss.float(), hits, torch.tensor(requested), torch.tensor(decision)])
+        loss, hits, asked, decisions = average_gradients(self.model, values)
+        check_equal(decision, decisions.item())
+        self.asked = asked.item() != 0
+        return loss, hits
 
     def measure(self, epoch: int, validation: Batches) -> dict[str, float]:
         """End an epoch: validate, and note whether it is the best so far."""
@@ -276,30 +319,6 @@ def setting_of(
     return Setting(schedule_of(options, num_steps).travel(momentum), num_steps, seed, prune)
 
 
-def _update(
-    forward: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    method: Method,
-    step: Step,
-    images: Tensor,
-    labels: Tensor,
-    options: TrainOptions,
-) -> tuple[Tensor, Tensor]:
-    """Do one step: forward, backward, update, with the method's hooks in between."""
-    for group in optimiser.param_groups:
-        group["lr"] = step.lr
-    method.before_step(step)
-    optimiser.zero_grad(set_to_none=True)
-    images = images.to(memory_format=torch.channels_last)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-        loss, logits = method.loss(forward, images, labels, options.label_smoothing)
-    loss.backward()
-    method.after_backward(step)
-    optimiser.step()
-    method.after_step(step)
-    return loss, logits
-
-
 def make_optimiser(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
     """Make the optimiser, with one parameter group each for weights, batch norms, and biases."""
     norms = {id(p) for m in model.modules() if isinstance(m, BATCH_NORMS) for p in m.parameters()}
@@ -328,13 +347,14 @@ def evaluate(model: nn.Module, batches: Batches) -> float:
     """Return the share of images that are classified correctly, in [0, 1]."""
     was_training = model.training
     model.eval()
-    hits, seen = torch.zeros((), dtype=torch.long, device=_device(model)), 0
+    counts = torch.zeros(2, dtype=torch.long, device=_device(model))
     for images, labels in batches.epoch(0):
         logits = model(images.to(memory_format=torch.channels_last))
-        hits += (logits.argmax(1) == labels).sum()
-        seen += len(labels)
+        counts[0] += (logits.argmax(1) == labels).sum()
+        counts[1] += len(labels)
     model.train(was_training)
-    return hits.item() / max(1, seen)
+    hits, seen = (int(number) for number in summed(counts))
+    return hits / max(1, seen)
 
 
 def _norm(model: nn.Module) -> Tensor:

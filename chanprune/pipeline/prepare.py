@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from chanprune import data
+from chanprune import data, ranks
 from chanprune.channels import ChannelGraph, Fidelity, Plan, UnsupportedNetwork, trace
 from chanprune.errors import UserError
 from chanprune.methods import METHODS, Method, PruneOptions, select
 from chanprune.models import architecture, build, load_weights
+from chanprune.parallel import first_before_others
 from chanprune.pipeline.loop import TrainOptions, setting_of
 from chanprune.pipeline.table import Row
 
@@ -60,7 +61,8 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     """
     device = pick_device(config["device"])
     torch.manual_seed(config["seed"])
-    dataset = data.load(seed=config["seed"], **config["dataset"]).on(device)
+    with first_before_others():
+        dataset = data.load(seed=config["seed"], **config["dataset"]).on(device)
     info = dataset.info
     model = build(**architecture(config["model"], info.input_shape, len(info.class_names)))
     notes = _load_weights(model, config["model"])
@@ -91,6 +93,11 @@ def _rehearse(config: Mapping[str, Any], prepared: Prepared) -> None:
     """
     graph, prune = prepared.network.graph, prepared.prune
     options = TrainOptions(**config["train"])
+    if options.batch_size % ranks.count():
+        raise UserError(
+            f"train.batch_size={options.batch_size} must be a multiple of the number of processes, "
+            f"{ranks.count()}"
+        )
     batches = data.train_batches(
         prepared.dataset,
         batch_size=options.batch_size,
@@ -153,7 +160,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError("device=cuda: PyTorch finds no GPU here; use device=cpu or device=auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    return torch.device(name, ranks.number_on_host()) if name == "cuda" else torch.device(name)
 
 
 def channels_last(model: nn.Module) -> None:

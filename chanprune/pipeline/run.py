@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from chanprune import data
+from chanprune import data, ranks
 from chanprune.channels import (
     ChannelGraph,
     CompactionError,
@@ -31,6 +31,7 @@ from chanprune.channels import (
 from chanprune.errors import RunError, UserError
 from chanprune.methods import Method
 from chanprune.models import architecture
+from chanprune.parallel import agree
 from chanprune.pipeline.cost import Cost, in_words
 from chanprune.pipeline.files import write_json, write_text
 from chanprune.pipeline.interruption import Interruption
@@ -71,7 +72,7 @@ def run(
         cache_dir: Where runs that train alike find each other's train stage; None: nowhere.
 
     Returns:
-        What summary.json holds.
+        What summary.json holds; nothing in the processes that do not write it.
 
     Raises:
         UserError: So many channels cannot go.
@@ -92,7 +93,7 @@ def _run(experiment: _Experiment, network: Network, cache: StageCache | None) ->
         suffix = f"-{number}" if passes > 1 else ""
         method = make_method(config)
         stage = f"train{suffix}"
-        shared = cache if number == 1 else None
+        shared = cache if number == 1 and ranks.is_first() else None
         with shared.claim(stage, experiment.record, experiment.interruption) if shared else ALONE:
             experiment.train(network, method, stage, config["train"])
         if method.prunes:
@@ -106,7 +107,7 @@ def _run(experiment: _Experiment, network: Network, cache: StageCache | None) ->
             experiment.order(network)
         network.model = method.product(network.model)
         experiment.measure_levels(network, method)
-    return experiment.finish(network)
+    return experiment.finish(network) if ranks.is_first() else {}
 
 
 class _Experiment:
@@ -201,6 +202,7 @@ class _Experiment:
             plan = network.graph.complete(Plan(selection.kept))
         except ValueError as error:
             raise UserError(f"prune.min_channels=0 empties too much: {error}") from error
+        agree(plan)
         try:
             dropped = compact(network.model, network.graph, plan)
         except CompactionError as error:
@@ -285,7 +287,7 @@ class _Experiment:
 
     def measure(self, network: Network, stage: str, seconds: float, fidelity: float = 1.0) -> None:
         """Add a row to the table: the one time that this stage meets the test set."""
-        self.interruption.stop_if_requested()
+        self.interruption.stop_if_any_requested()
         counts = count(network.model, self.dataset.info.input_shape)
         row = Row(
             stage,
@@ -306,12 +308,22 @@ class _Experiment:
     def train_batches(self, batch_size: int) -> data.MemoryBatches | data.StreamBatches:
         """Return the batches of the training split, shuffled and augmented anew in every epoch."""
         return data.train_batches(
-            self.dataset, batch_size=batch_size, seed=self.config["seed"], device=self.device
+            self.dataset,
+            batch_size=batch_size,
+            seed=self.config["seed"],
+            device=self.device,
+            part=(ranks.number(), ranks.count()),
         )
 
     def split(self, name: data.SplitName) -> data.MemoryBatches | data.StreamBatches:
         """Return the batches of a split, in order."""
-        return data.eval_batches(self.dataset, name, batch_size=EVAL_BATCH, device=self.device)
+        return data.eval_batches(
+            self.dataset,
+            name,
+            batch_size=EVAL_BATCH,
+            device=self.device,
+            part=(ranks.number(), ranks.count()),
+        )
 
     def finish(self, network: Network) -> dict[str, Any]:
         """Write the compact model, the plan, the table and the pictures."""

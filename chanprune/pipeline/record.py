@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from chanprune.channels.operations import BATCH_NORMS
-from chanprune.errors import RunError
 from chanprune.pipeline.files import write_text
 
 QUIET = ("executed_macs", "activation_bytes", "active_share")
@@ -63,19 +64,21 @@ class Record:
         writer.close()
 
     def epoch(self, stage: str, epoch: int, metrics: Mapping[str, float], model: nn.Module) -> None:
-        """Write one epoch's metrics and the histograms of the batch-norm scales."""
+        """Write one epoch's metrics and the histograms of the batch-norm scales.
+
+        Raises:
+            OSError: They cannot be written.
+        """
         line = json.dumps({"stage": stage, "epoch": epoch, **metrics})
-        try:
-            with (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise RunError(f"{error.filename} cannot be written: {error.strerror}") from error
+        with (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
         for name, value in metrics.items():
             self._writers[-1].add_scalar(name, value, epoch)
         for name, module in model.named_modules():
             if isinstance(module, BATCH_NORMS) and module.affine:
                 scale = module.weight.detach().float().cpu()
                 self._writers[-1].add_histogram(f"scale/{name}", scale, epoch)
+        self._writers[-1].flush()
         told = "  ".join(
             _told(name, value) for name, value in metrics.items() if not name.startswith(QUIET)
         )
@@ -104,6 +107,22 @@ class Record:
         """Flush TensorBoard."""
         for writer in self._writers:
             writer.close()
+
+
+@contextmanager
+def quiet_writers() -> Iterator[None]:
+    """Let TensorBoard's threads not print their errors, which `Record.epoch` raises."""
+    before = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError):
+            before(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _told(name: str, value: float) -> str:

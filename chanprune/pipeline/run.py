@@ -46,7 +46,7 @@ from chanprune.pipeline.pictures import (
 )
 from chanprune.pipeline.prepare import Network, Prepared, channels_last, make_method
 from chanprune.pipeline.pruning import PruneReport
-from chanprune.pipeline.record import Record
+from chanprune.pipeline.record import Record, quiet_writers
 from chanprune.pipeline.reuse import StageCache, training_depends_on
 from chanprune.pipeline.table import Row, as_csv, as_markdown, levels_by_stage
 
@@ -79,11 +79,17 @@ def run(
         RunError: Training failed, or a file could not be written.
         Interrupted: A signal came; the same call goes on.
     """
-    with Interruption() as interruption:
-        experiment = _Experiment(config, prepared, run_dir, interruption)
-        depends_on = training_depends_on(config, prepared)
-        cache = StageCache(cache_dir, depends_on, run_dir) if cache_dir else None
-        return _run(experiment, prepared.network, cache)
+    depends_on = training_depends_on(config, prepared)
+    cache = StageCache(cache_dir, depends_on, run_dir) if cache_dir else None
+    try:
+        with Interruption() as interruption, quiet_writers():
+            experiment = _Experiment(config, prepared, run_dir, interruption)
+            return _run(experiment, prepared.network, cache)
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or run_dir}: {error.strerror or error}; what was saved stays, and "
+            "the same command goes on"
+        ) from error
 
 
 def _run(experiment: _Experiment, network: Network, cache: StageCache | None) -> dict[str, Any]:

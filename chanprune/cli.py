@@ -88,6 +88,20 @@ def _compose_and_run(config_name: str, task: Task, check: Check | None) -> None:
         raise failure[0]
 
 
+def checked(arguments: Sequence[str]) -> list[str]:
+    """Check arguments KEY=VALUE, of which some may leave a choice; raises UserError."""
+    for argument in arguments:
+        if not OVERRIDE.fullmatch(argument):
+            raise UserError(f"{argument}: must be KEY=VALUE; --help shows examples")
+    return [_checked(a, [config_dir()], sweeps=True) for a in arguments if not _is_unset(a)]
+
+
+def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose a configuration; raises UserError."""
+    with _hydra_errors(), hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return _plain(hydra.compose(config_name, list(overrides)))
+
+
 def _call_hydra(config_name: str, job: Callable[[DictConfig], None]) -> None:
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -27,14 +27,21 @@ from chanprune.run_dir import (
 )
 from chanprune.schema import validate
 
+if TYPE_CHECKING:
+    from chanprune.pipeline.run import Watch
+
 
 def main() -> None:
     """Compose, validate, run."""
     cli.main("config", train, place)
 
 
-def train(composed: dict[str, Any]) -> dict[str, str]:
+def train(composed: dict[str, Any], watch: Watch | None = None) -> dict[str, str]:
     """Do the run that the configuration describes, or what is left to do of it.
+
+    Args:
+        composed: The configuration, as composed.
+        watch: See `chanprune.pipeline.run.run`.
 
     Returns:
         Its line in the table of a sweep.
@@ -47,7 +54,8 @@ def train(composed: dict[str, Any]) -> dict[str, str]:
         _refuse_changes(HydraConfig.get().overrides.task)
     if ranks.count() > 1:
         return _do_together(config, run_dir, apart)
-    return _do(config, run_dir, apart, look(run_dir, config, apart["run"]["overwrite"]))
+    found = look(run_dir, config, apart["run"]["overwrite"])
+    return _do(config, run_dir, apart, found, watch)
 
 
 def _do_together(config: dict[str, Any], run_dir: Path, apart: dict[str, Any]) -> dict[str, str]:
@@ -72,7 +80,11 @@ def _do_together(config: dict[str, Any], run_dir: Path, apart: dict[str, Any]) -
 
 
 def _do(
-    config: dict[str, Any], run_dir: Path, apart: dict[str, Any], found: Found
+    config: dict[str, Any],
+    run_dir: Path,
+    apart: dict[str, Any],
+    found: Found,
+    watch: Watch | None = None,
 ) -> dict[str, str]:
     """Do what is left of a run; raises as `train` does."""
     if found == "finished":
@@ -93,7 +105,7 @@ def _do(
             begin(run_dir)
             record = {"config": config, "environment": describe_environment()}
             write_text(run_dir / "config.yaml", yaml.safe_dump(record, sort_keys=False))
-        run(config, prepared, run_dir, cache_dir)
+        run(config, prepared, run_dir, cache_dir, watch)
     print(f"\n{(run_dir / 'table.md').read_text(encoding='utf-8')}")
     written = [path.name for path in run_dir.iterdir() if path.name in OURS]
     print(f"in {run_dir}: {', '.join(sorted(written, key=OURS.index))}, tensorboard")

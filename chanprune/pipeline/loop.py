@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -82,6 +82,7 @@ class Stage:
         seed: Seed of the run.
         prune: How channels will be selected.
         interruption: Tells when to stop.
+        watch: Called after each epoch with its number (from 1) and metrics; may end the run.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Stage:
     seed: int
     prune: PruneOptions
     interruption: Interruption
+    watch: Callable[[int, Mapping[str, float]], None]
 
     @property
     def option(self) -> str:
@@ -139,6 +141,7 @@ def train(
         record.epoch(stage.name, epoch + 1, metrics, model)
         checkpoints.save(progress)
         stage.interruption.stop_if_any_requested()
+        stage.watch(epoch + 1, metrics)
     bank.activate(None)
     if progress.best is None:
         return options.epochs, progress.cost

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
@@ -52,6 +52,7 @@ from chanprune.pipeline.table import Row, as_csv, as_markdown, levels_by_stage
 
 EVAL_BATCH = 500
 ALONE = nullcontext()
+Watch = Callable[[int, float, int], None]  # epoch of fine-tuning, validation accuracy, MACs
 NOTES = (
     "MACs: multiply-accumulates of convolutions and linear layers for one image "
     "(FLOPs = 2 x MACs). Percentages: what is gone since the first row.",
@@ -61,7 +62,11 @@ NOTES = (
 
 
 def run(
-    config: Mapping[str, Any], prepared: Prepared, run_dir: Path, cache_dir: Path | None = None
+    config: Mapping[str, Any],
+    prepared: Prepared,
+    run_dir: Path,
+    cache_dir: Path | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Do one experiment.
 
@@ -70,6 +75,8 @@ def run(
         prepared: Its data and network; the network is used up.
         run_dir: An existing directory; everything is written there.
         cache_dir: Where runs that train alike find each other's train stage; None: nowhere.
+        watch: Called after each epoch of fine-tuning; what it raises ends the run, which the same
+            call goes on with.
 
     Returns:
         What summary.json holds; nothing in the processes that do not write it.
@@ -83,7 +90,7 @@ def run(
     cache = StageCache(cache_dir, depends_on, run_dir) if cache_dir else None
     try:
         with Interruption() as interruption, quiet_writers():
-            experiment = _Experiment(config, prepared, run_dir, interruption)
+            experiment = _Experiment(config, prepared, run_dir, interruption, watch)
             return _run(experiment, prepared.network, cache)
     except OSError as error:
         raise RunError(
@@ -125,8 +132,10 @@ class _Experiment:
         prepared: Prepared,
         run_dir: Path,
         interruption: Interruption,
+        watch: Watch | None,
     ):
         self.config = config
+        self.watch = watch
         self.interruption = interruption
         self.dataset = prepared.dataset
         self.device = prepared.device
@@ -186,6 +195,7 @@ class _Experiment:
             self.config["seed"],
             self.select,
             self.interruption,
+            self._watcher(network, name),
         )
         batches = self.train_batches(chosen.batch_size)
         validation = self.split("val")
@@ -196,6 +206,15 @@ class _Experiment:
         label = name.replace("train", "trained").replace("finetune", "fine-tuned")
         product = replace(network, model=method.product(network.model))
         self.measure(product, f"{label}{chose}", self.costs[name].seconds)
+
+    def _watcher(self, network: Network, name: str) -> Callable[[int, Mapping[str, float]], None]:
+        """Return what is called after each epoch of a stage."""
+
+        def tell(epoch: int, metrics: Mapping[str, float]) -> None:
+            if self.watch and name.startswith("finetune") and "val_accuracy" in metrics:
+                self.watch(epoch, metrics["val_accuracy"], network.rows[-1].macs)
+
+        return tell
 
     def prune(self, network: Network, method: Method, suffix: str) -> None:
         """Select channels, compact, check, and measure with and without absorbed constants."""

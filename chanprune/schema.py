@@ -212,6 +212,13 @@ class FixedRandom(_Section):
     floor: Annotated[float, Field(ge=0, le=1)]
 
 
+class LayerWise(_Section):
+    """method=l1norm, random."""
+
+    name: Literal["l1norm", "random"]
+    shares: dict[str, Share]
+
+
 class Prune(_Section):
     """prune.*: which channels go."""
 
@@ -288,6 +295,7 @@ SECTIONS: dict[str, list[type[_Section]]] = {
         Cucb,
         RandomEveryStep,
         FixedRandom,
+        LayerWise,
     ],
     "prune": [Prune],
     "train": [Train],

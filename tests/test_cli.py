@@ -33,7 +33,10 @@ def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
     return call("chanprune.train", *arguments, cwd=cwd, **environment)
 
 
-METHODS = "cucb, final_random, fixed_random, idp, none, prioritized, random_every_step, slimming"
+METHODS = (
+    "cucb, final_random, fixed_random, idp, l1norm, none, prioritized, random, random_every_step, "
+    "slimming"
+)
 
 MISTAKES = [
     (

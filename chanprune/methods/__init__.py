@@ -3,6 +3,7 @@
 from chanprune.methods.base import Method, PruneOptions, Setting, Step, select
 from chanprune.methods.cucb import Cucb
 from chanprune.methods.idp import IncompleteDotProducts
+from chanprune.methods.layerwise import L1Norm, RandomOnce
 from chanprune.methods.multi_fidelity import MultiFidelity
 from chanprune.methods.prioritized import Prioritized
 from chanprune.methods.random_channels import FinalRandom, FixedRandom, RandomEveryStep
@@ -17,6 +18,8 @@ METHODS: dict[str, type[Method]] = {
     "final_random": FinalRandom,
     "random_every_step": RandomEveryStep,
     "fixed_random": FixedRandom,
+    "l1norm": L1Norm,
+    "random": RandomOnce,
 }
 
 __all__ = [
@@ -25,11 +28,13 @@ __all__ = [
     "FinalRandom",
     "FixedRandom",
     "IncompleteDotProducts",
+    "L1Norm",
     "Method",
     "MultiFidelity",
     "Prioritized",
     "PruneOptions",
     "RandomEveryStep",
+    "RandomOnce",
     "Setting",
     "Slimming",
     "Step",

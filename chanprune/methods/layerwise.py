@@ -1,0 +1,103 @@
+"""A share of each layer, chosen once after ordinary training: by filters' norms, or at random.
+
+L1-norm filter pruning (Li et al., ICLR 2017, section 3) drops, in each layer, the filters with the
+smallest sum of absolute weights, each layer by its own weights, and fine-tunes. How much each layer
+loses is given: the paper's plans A and B come from looking at how sensitive the layers are.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from chanprune.channels import ChannelGraph, ChannelGroup, Selection, filter_scores
+from chanprune.errors import UserError
+from chanprune.methods.base import Method, PruneOptions, Setting, select
+
+
+class L1Norm(Method):
+    """Drop the filters with the smallest L1 norm, a given share of each channel group.
+
+    Args:
+        shares: Regular expression for whole names of channel groups -> the share that goes, in
+            [0, 1), rounded to keep floor(C (1 - share)) channels; the first that matches counts,
+            and groups that none matches stay whole. Empty: every group loses prune.ratio. Where
+            prune.widths names a run, its widths are taken instead.
+    """
+
+    prunes = True
+    after_training = ("shares",)
+    score = "L1 norm of filters"
+
+    def __init__(self, shares: Mapping[str, float] | None = None):
+        self.shares = dict(shares or {})
+
+    def before_training(
+        self, model: nn.Module, graph: ChannelGraph, setting: Setting
+    ) -> dict[str, float]:
+        """Refuse shares that match nothing.
+
+        Raises:
+            UserError: A share's expression is none, or matches no channel group that may go.
+        """
+        names = [group.name for group in graph.prunable(setting.prune.coupled)]
+        for pattern in self.shares:
+            try:
+                found = any(re.fullmatch(pattern, name) for name in names)
+            except re.error as error:
+                raise UserError(f"method.shares: {pattern} is no expression: {error}") from error
+            if not found:
+                listed = ", ".join(names)
+                raise UserError(f"method.shares: {pattern} matches none of {listed}")
+        return {}
+
+    def select_channels(
+        self, model: nn.Module, graph: ChannelGraph, options: PruneOptions
+    ) -> tuple[Selection, dict[str, Tensor]]:
+        """Keep the best channels of each group."""
+        groups = graph.prunable(options.coupled)
+        scores = self.scores(model, graph, groups)
+        if options.widths is None:
+            widths = {g.name: self._width(g, options) for g in groups if g.name in scores}
+            options = replace(options, widths=widths)
+        return select(scores, graph, options), scores
+
+    def scores(
+        self, model: nn.Module, graph: ChannelGraph, groups: Iterable[ChannelGroup]
+    ) -> dict[str, Tensor]:
+        """Return the score (C,) of each channel, by group."""
+        return filter_scores(model, graph, groups)
+
+    def _width(self, group: ChannelGroup, options: PruneOptions) -> int:
+        """Return how many channels a group keeps, in whole multiples, above the floors."""
+        own = [share for p, share in self.shares.items() if re.fullmatch(p, group.name)]
+        share = own[0] if own else 0.0 if self.shares else options.ratio
+        width = math.floor(group.size * (1 - share) + 1e-9)
+        floor = max(options.min_channels, math.ceil(options.min_share * group.size - 1e-9), 1)
+        unit = math.lcm(options.round_to, group.blocks)
+        return min(group.size, math.ceil(max(width, floor) / unit) * unit)
+
+
+class RandomOnce(L1Norm):
+    """Drop random channels: what a criterion must be better than at the same widths."""
+
+    score = "random score"
+
+    def before_training(
+        self, model: nn.Module, graph: ChannelGraph, setting: Setting
+    ) -> dict[str, float]:
+        """Take the seed of the run."""
+        self.seed = setting.seed
+        return super().before_training(model, graph, setting)
+
+    def scores(
+        self, model: nn.Module, graph: ChannelGraph, groups: Iterable[ChannelGroup]
+    ) -> dict[str, Tensor]:
+        """Draw."""
+        draws = torch.Generator().manual_seed(self.seed)
+        return {group.name: torch.rand(group.size, generator=draws) for group in groups}

@@ -1,0 +1,207 @@
+"""Gather finished runs into one table: `python -m chanprune.report DIRECTORY ...`.
+
+Runs whose configurations differ in the seed alone are one row, with the mean over seeds. A
+difference to the baseline is paired: over the seeds that both have. It is marked only if its
+confidence interval leaves out zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+from tabulate import tabulate
+
+from chanprune.errors import UserError, one_line
+from chanprune.run_dir import recorded_config
+
+FORMATS = ("table", "markdown", "csv", "latex")
+CONFIDENCE = 0.95
+TABLES = {"table": "simple", "markdown": "github", "latex": "latex_booktabs"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its directory, its configuration without the seed, and what it reached."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    seed: int
+    accuracy: float
+    params: int
+    macs: int
+    seconds: float
+    trained_macs: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seeds alone.
+
+    Attributes:
+        name: What tells the row from the others.
+        runs: Seed -> run.
+    """
+
+    name: str
+    runs: Mapping[int, Run]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Return the configuration without the seed."""
+        return next(iter(self.runs.values())).config
+
+    def mean(self, attribute: str) -> float:
+        """Return the mean over seeds of one of a run's numbers."""
+        return float(np.mean([getattr(run, attribute) for run in self.runs.values()]))
+
+
+def main() -> None:
+    """Gather and print."""
+    parser = argparse.ArgumentParser(prog="chanprune.report", description=__doc__.split("\n\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIRECTORY", help="searched whole")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--sort", choices=("accuracy", "params", "macs", "name"), default="name")
+    parser.add_argument("--baseline", default="none", metavar="METHOD", help="default: none")
+    options = parser.parse_args()
+    with one_line():
+        print(report(options.folders, options.format, options.sort, options.baseline))
+
+
+def report(folders: Sequence[Path], form: str, sort: str, baseline: str) -> str:
+    """Return the table of all runs below some folders, and what could not be read.
+
+    Raises:
+        UserError: There is no finished run.
+    """
+    found, unread = gather(folders)
+    if not found:
+        raise UserError(f"no finished run below {', '.join(map(str, folders))}")
+    rows = group(found)
+    rows.sort(key=lambda row: row.name)
+    if sort != "name":
+        rows.sort(key=lambda row: row.mean(sort), reverse=sort == "accuracy")
+    lines = [_line(row, _baseline_of(row, rows, baseline)) for row in rows]
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return text.getvalue().rstrip("\n")
+    table = tabulate(lines, headers="keys", tablefmt=TABLES[form], disable_numparse=True)
+    if form == "latex":
+        return table
+    notes = [
+        f"test acc: mean over n seeds ± the half-width of its {100 * CONFIDENCE:.0f} % confidence "
+        f"interval (Student's t); difference: to method={baseline} on the same seeds, paired, "
+        "* if its interval leaves out zero. MACs: of one image.",
+        *unread,
+    ]
+    return "\n".join([table, "", *notes])
+
+
+def gather(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Read all runs below some folders; return them, and a line for each that cannot be read."""
+    found, unread = [], []
+    for path in sorted({path.parent for folder in folders for path in folder.rglob("config.yaml")}):
+        config = recorded_config(path)
+        if config is None:
+            continue
+        if not (path / "summary.json").exists():
+            unread.append(f"unfinished: {path}")
+            continue
+        try:
+            summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+            stages = [cost for key, cost in summary["cost"].items() if key != "whole_network_step"]
+            rest = {key: value for key, value in config.items() if key != "seed"}
+            numbers = (summary["accuracy"], summary["params"], summary["macs"])
+            cost = [sum(stage[key] for stage in stages) for key in ("seconds", "macs")]
+            found.append(Run(path, rest, config["seed"], *numbers, *cost))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            unread.append(f"damaged: {path} ({type(error).__name__}: {error})")
+    return found, unread
+
+
+def group(found: Sequence[Run]) -> list[Row]:
+    """Put runs into rows, named by what differs between them."""
+    by_config: dict[str, dict[int, Run]] = {}
+    for run in found:
+        by_config.setdefault(json.dumps(run.config, sort_keys=True), {})[run.seed] = run
+    flat = {key: dict(_flat(json.loads(key))) for key in by_config}
+    rows = []
+    for key, runs in by_config.items():
+        own = flat[key]
+        alike = [other for other in flat.values() if _names(other) == _names(own)]
+        telling = [k for k in own if any(k in other and other[k] != own[k] for other in alike)]
+        rows.append(Row(" ".join([*_names(own), *(f"{k}={own[k]}" for k in telling)]), runs))
+    return rows
+
+
+def _names(flat: Mapping[str, Any]) -> list[str]:
+    return [str(flat[f"{section}.name"]) for section in ("dataset", "model", "method")]
+
+
+def interval(values: Sequence[float]) -> float:
+    """Return the half-width of the mean's confidence interval; not a number of one value."""
+    if len(values) < 2:
+        return float("nan")
+    factor = student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    return float(factor * np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _baseline_of(row: Row, rows: Sequence[Row], method: str) -> Row | None:
+    """Return the row of the baseline on the same data set and network, if there is just one."""
+    same = [
+        other
+        for other in rows
+        if other.config["method"]["name"] == method
+        and all(other.config[key] == row.config[key] for key in ("dataset", "model"))
+    ]
+    return same[0] if len(same) == 1 and same[0] is not row else None
+
+
+def _line(row: Row, baseline: Row | None) -> dict[str, str]:
+    accuracies = [100 * run.accuracy for run in row.runs.values()]
+    difference = ""
+    if baseline is not None:
+        seeds = sorted(row.runs.keys() & baseline.runs.keys())
+        gains = [100 * (row.runs[s].accuracy - baseline.runs[s].accuracy) for s in seeds]
+        if gains:
+            half = interval(gains)
+            mark = " *" if abs(np.mean(gains)) > half else ""
+            difference = f"{np.mean(gains):+.2f}{_plus_minus(half)}{mark}"
+    return {
+        "run": row.name,
+        "n": f"{len(row.runs)}",
+        "test acc %": f"{np.mean(accuracies):.2f}{_plus_minus(interval(accuracies))}",
+        "difference": difference,
+        "params": f"{row.mean('params'):,.0f}",
+        "MACs": f"{row.mean('macs'):,.0f}",
+        "training MACs": f"{row.mean('trained_macs'):.3g}",
+        "time s": f"{row.mean('seconds'):.0f}",
+    }
+
+
+def _plus_minus(half: float) -> str:
+    return "" if np.isnan(half) else f" ± {half:.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Reports over many runs, some of them damaged."""
+
+import csv
+import io
+import json
+import time
+
+import pytest
+import yaml
+
+from chanprune.errors import UserError
+from chanprune.report import gather, interval, report
+from tests.test_pipeline import changed
+
+ACCURACIES = {"none": (0.90, 0.92, 0.94), "slimming": (0.89, 0.93, 0.94)}
+
+
+def write(folder, accuracy, **sections):
+    folder.mkdir(parents=True)
+    record = {"config": changed(**sections), "environment": {}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(record))
+    cost = {"macs": 10, "images": 2, "seconds": 1.0, "activation_bytes": 3}
+    summary = {
+        "accuracy": accuracy,
+        "params": 1000,
+        "macs": 2000,
+        "cost": {"train": cost, "finetune": cost, "whole_network_step": cost},
+        "stages": [],
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for method, accuracies in ACCURACIES.items():
+        for seed, accuracy in enumerate(accuracies):
+            write(tmp_path / f"{method}-{seed}", accuracy, seed=seed, method={"name": method})
+    write(tmp_path / "other", 0.5, prune={"ratio": 0.75})
+    return tmp_path
+
+
+def lines(runs, **options):
+    text = report([runs], **{"form": "csv", "sort": "name", "baseline": "none", **options})
+    return {line["run"]: line for line in csv.DictReader(io.StringIO(text))}
+
+
+def test_seeds_make_a_row_and_differences_are_paired(runs):
+    found = lines(runs)
+    assert list(found) == [
+        "digits vgg11 none",
+        "digits vgg11 slimming prune.ratio=0.5",
+        "digits vgg11 slimming prune.ratio=0.75",
+    ]
+    row = found["digits vgg11 slimming prune.ratio=0.5"]
+    assert row["n"] == "3" and row["MACs"] == "2,000" and row["training MACs"] == "20"
+    # Student's t of 2 degrees of freedom, 97.5 %: 4.3027; deviations: 2.6458 and 1
+    assert row["test acc %"] == f"92.00 ± {4.3027 * 2.6458 / 3**0.5:.2f}"
+    assert row["difference"] == f"+0.00 ± {4.3027 * 1 / 3**0.5:.2f}"
+    alone = found["digits vgg11 slimming prune.ratio=0.75"]
+    assert alone["test acc %"] == "50.00" and alone["difference"] == "-40.00"
+
+
+def test_only_what_leaves_out_zero_is_marked(runs):
+    for seed in (0, 1, 2):
+        better = ACCURACIES["none"][seed] + 0.01
+        write(runs / f"l1norm-{seed}", better, seed=seed, method={"name": "l1norm"})
+    found = lines(runs)
+    assert found["digits vgg11 l1norm"]["difference"] == "+1.00 ± 0.00 *"
+    assert [row["difference"][-1:] for row in found.values()].count("*") == 1
+
+
+def test_the_order_and_the_formats(runs):
+    accuracies = [
+        float(line["test acc %"].split()[0]) for line in lines(runs, sort="accuracy").values()
+    ]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert "| run" in report([runs], "markdown", "name", "none")
+    assert "\\toprule" in report([runs], "latex", "name", "none")
+    assert "3 " in report([runs], "table", "name", "none")
+
+
+def test_damaged_and_unfinished_runs_are_listed(runs):
+    (runs / "none-0/summary.json").write_text("{")
+    (runs / "none-1/summary.json").unlink()
+    (runs / "none-2/summary.json").write_text("{}")
+    text = report([runs], "table", "name", "none")
+    assert f"damaged: {runs / 'none-0'} (JSONDecodeError" in text
+    assert f"unfinished: {runs / 'none-1'}" in text
+    assert f"damaged: {runs / 'none-2'} (KeyError" in text
+    with pytest.raises(UserError, match="no finished run below"):
+        report([runs / "none-0"], "table", "name", "none")
+
+
+def test_two_hundred_runs(tmp_path):
+    for seed in range(200):
+        write(tmp_path / f"{seed}", 0.9, seed=seed % 10, prune={"ratio": (seed // 10) / 20})
+    began = time.perf_counter()
+    found, unread = gather([tmp_path])
+    assert len(found) == 200 and not unread
+    assert len(lines(tmp_path)) == 20
+    assert time.perf_counter() - began < 30, "5 s on a machine that does nothing else"
+
+
+def test_one_value_has_no_interval():
+    assert interval([1.0]) != interval([1.0])
+    assert interval([1.0, 1.0]) == 0

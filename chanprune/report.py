@@ -24,7 +24,7 @@ from tabulate import tabulate
 from chanprune.errors import UserError, one_line
 from chanprune.run_dir import recorded_config
 
-FORMATS = ("table", "markdown", "csv", "latex")
+FORMATS = ("table", "markdown", "csv", "latex", "html")
 CONFIDENCE = 0.95
 TABLES = {"table": "simple", "markdown": "github", "latex": "latex_booktabs"}
 
@@ -97,16 +97,20 @@ def report(folders: Sequence[Path], form: str, sort: str, baseline: str) -> str:
         writer.writeheader()
         writer.writerows(lines)
         return text.getvalue().rstrip("\n")
-    table = tabulate(lines, headers="keys", tablefmt=TABLES[form], disable_numparse=True)
-    if form == "latex":
-        return table
     notes = [
         f"test acc: mean over n seeds ± the half-width of its {100 * CONFIDENCE:.0f} % confidence "
         f"interval (Student's t); difference: to method={baseline} on the same seeds, paired, "
         "* if its interval leaves out zero. MACs: of one image.",
         *unread,
     ]
-    return "\n".join([table, "", *notes])
+    if form == "html":
+        from chanprune.report_page import page
+
+        methods = [row.config["method"]["name"] for row in rows]
+        points = [(r.config["method"]["name"], r.macs, r.accuracy) for r in found]
+        return page(lines, methods, points, notes)
+    table = tabulate(lines, headers="keys", tablefmt=TABLES[form], disable_numparse=True)
+    return table if form == "latex" else "\n".join([table, "", *notes])
 
 
 def gather(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -142,8 +146,15 @@ def group(found: Sequence[Run]) -> list[Row]:
         own = flat[key]
         alike = [other for other in flat.values() if _names(other) == _names(own)]
         telling = [k for k in own if any(k in other and other[k] != own[k] for other in alike)]
-        rows.append(Row(" ".join([*_names(own), *(f"{k}={own[k]}" for k in telling)]), runs))
+        rows.append(
+            Row(" ".join([*_names(own), *(f"{k}={_as_given(own[k])}" for k in telling)]), runs)
+        )
     return rows
+
+
+def _as_given(value: Any) -> str:
+    """Write a value as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _names(flat: Mapping[str, Any]) -> list[str]:

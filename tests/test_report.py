@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+import shutil
 import time
 
 import pytest
 import yaml
+from playwright.sync_api import sync_playwright
 
 from chanprune.errors import UserError
 from chanprune.report import gather, interval, report
@@ -77,6 +79,38 @@ def test_the_order_and_the_formats(runs):
     assert "| run" in report([runs], "markdown", "name", "none")
     assert "\\toprule" in report([runs], "latex", "name", "none")
     assert "3 " in report([runs], "table", "name", "none")
+
+
+def test_the_page_in_a_browser(runs, tmp_path):
+    """Sorted by a click, and without a method; opened from disk, on a phone in dark mode."""
+    browsers = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    if not any(browsers):
+        pytest.skip("there is no Chromium here")
+    file = tmp_path / "report.html"
+    file.write_text(report([runs], "html", "name", "none"), encoding="utf-8")
+    with sync_playwright() as tool:
+        browser = tool.chromium.launch(
+            executable_path=next(filter(None, browsers)), args=["--no-sandbox"]
+        )
+        phone = {"width": 390, "height": 800}
+        page = browser.new_page(viewport=phone, color_scheme="dark")
+        errors = []
+        page.on("pageerror", lambda error: errors.append(error))  # noqa: PLW0108
+        page.goto(file.as_uri())
+        shown = page.locator("tbody tr:visible")
+        assert shown.count() == 3 and page.locator("figure svg").count() == 1
+        page.get_by_role("button", name="test acc %").click()
+        assert shown.first.locator("td").nth(2).inner_text() == "50.00"
+        page.get_by_role("button", name="test acc %").click()
+        assert shown.last.locator("td").nth(2).inner_text() == "50.00"
+        page.get_by_label("slimming").uncheck()
+        assert [row.split("\t")[0] for row in shown.all_inner_texts()] == ["digits vgg11 none"]
+        page.get_by_label("slimming").check()
+        assert shown.count() == 3
+        assert page.evaluate("document.documentElement.scrollWidth") <= phone["width"]
+        background = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+        assert background and not errors
+        browser.close()
 
 
 def test_damaged_and_unfinished_runs_are_listed(runs):

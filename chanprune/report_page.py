@@ -1,0 +1,143 @@
+"""A report as one HTML page, which opens from disk: a table to sort and filter, and figures."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+Point = tuple[str, float, float]  # method, MACs of one image, accuracy in [0, 1]
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; white-space: nowrap; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 14rem; }
+th button { all: unset; cursor: pointer; font-weight: 600; }
+th button:focus-visible { outline: 2px solid; }
+th[aria-sort=ascending] button::after { content: " ▲"; }
+th[aria-sort=descending] button::after { content: " ▼"; }
+label { margin-right: 1rem; white-space: nowrap; }
+figure { margin: 1.5rem 0; background: white; border-radius: .5rem; padding: .5rem; }
+figure { max-width: 45rem; }
+@media (max-width: 40rem) {
+  th:first-child, td:first-child { min-width: 10rem; overflow-wrap: anywhere; }
+  th, td { padding: .3rem .4rem; }
+}
+figure svg { width: 100%; height: auto; }
+figcaption { color: #333; padding: 0 .5rem .3rem; }
+"""
+SCRIPT = """
+const body = document.querySelector("tbody");
+const number = text => parseFloat(text.replace(/,/g, ""));
+document.querySelectorAll("th button").forEach((button, column) => {
+  button.onclick = () => {
+    const head = button.parentElement;
+    const up = head.getAttribute("aria-sort") !== "ascending";
+    document.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const rows = [...body.rows].map(row => [row.cells[column].textContent, row]);
+    rows.sort(([a], [b]) => {
+      const x = number(a), y = number(b);
+      const order = isNaN(x) || isNaN(y) ? (isNaN(x) - isNaN(y)) || a.localeCompare(b) : x - y;
+      return up ? order : -order;
+    });
+    body.append(...rows.map(([, row]) => row));
+  };
+});
+document.querySelectorAll("input[type=checkbox]").forEach(box => {
+  box.onchange = () => body.querySelectorAll("tr").forEach(row => {
+    if (row.dataset.method === box.value) row.hidden = !box.checked;
+  });
+});
+"""
+
+
+def page(
+    lines: Sequence[Mapping[str, str]],
+    methods: Sequence[str],
+    points: Sequence[Point],
+    notes: Sequence[str],
+) -> str:
+    """Return the page.
+
+    Args:
+        lines: Rows of the table: column -> text.
+        methods: The method of each row.
+        points: Every run, for the figure.
+        notes: Paragraphs under the table.
+    """
+    heads = "".join(
+        f'<th scope="col"><button type="button">{html.escape(head)}</button></th>'
+        for head in lines[0]
+    )
+    rows = "".join(
+        f'<tr data-method="{html.escape(method)}">'
+        + "".join(f"<td>{html.escape(text)}</td>" for text in line.values())
+        + "</tr>\n"
+        for method, line in zip(methods, lines, strict=True)
+    )
+    boxes = "".join(
+        f'<label><input type="checkbox" value="{html.escape(name)}" checked> '
+        f"{html.escape(name)}</label>"
+        for name in dict.fromkeys(methods)
+    )
+    told = "".join(f"<p>{html.escape(note)}</p>\n" for note in notes)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>chanprune: {len(lines)} configurations</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>{len(lines)} configurations, {len(points)} runs</h1>
+<p>Show: {boxes}</p>
+<div class="wide"><table>
+<thead><tr>{heads}</tr></thead>
+<tbody>
+{rows}</tbody>
+</table></div>
+{told}<figure>{accuracy_over_macs(points)}
+<figcaption>Test accuracy over multiply-accumulates of one image; the line joins the runs that no
+other beats in both.</figcaption></figure>
+<script>{SCRIPT}</script>
+</body>
+</html>"""
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """Return the points that no other beats in both MACs and accuracy, by MACs."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point[1], -point[2])):
+        if not front or point[2] > front[-1][2]:
+            front.append(point)
+    return front
+
+
+def accuracy_over_macs(points: Sequence[Point]) -> str:
+    """Draw every run, in a colour for its method; return SVG."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.6))
+    front = pareto(points)
+    axes.plot([p[1] / 1e6 for p in front], [100 * p[2] for p in front], color="#9aa5b1", zorder=1)
+    for name in dict.fromkeys(point[0] for point in points):
+        own = [point for point in points if point[0] == name]
+        axes.scatter([p[1] / 1e6 for p in own], [100 * p[2] for p in own], s=28, label=name)
+    axes.set_xlabel("million MACs of one image")
+    axes.set_ylabel("test accuracy %")
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    drawn = text.getvalue()
+    return drawn[drawn.index("<svg") :]

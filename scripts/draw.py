@@ -53,6 +53,7 @@ def shares(runs: list[Path]) -> dict[str, dict[float, list[float]]]:
         label = method["name"] + (", widths of CUCB" if prune["widths"] else "")
         if method["name"] == "cucb":
             label += f", exploration {method['exploration']}, every {method['every']}"
+            label += f", frozen after {method['freeze']}" if method["freeze"] < 1 else ""
         share = 1.0 if method["name"] == "none" else round(1 - prune["ratio"], 6)
         accuracy = read(run / "summary.json")["accuracy"]
         curves.setdefault(label, {}).setdefault(share, []).append(accuracy)

@@ -96,8 +96,8 @@ def _do(
     from chanprune.pipeline.provenance import describe_environment
     from chanprune.pipeline.run import run
 
-    cache_dir = _cache_dir(**apart["cache"])
     prepared = prepare(config)
+    cache_dir = _cache_dir(**apart["cache"])
     with only_process(run_dir):
         if found == "unfinished":
             print(f"{run_dir} holds this run, unfinished; it goes on where it was saved")

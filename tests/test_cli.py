@@ -64,6 +64,7 @@ MISTAKES = [
     ("model.head=fc51", "must be one of linear, fc512 (did you mean fc512?)"),
     ("train.schedule=[1,2", "train.schedule=[1,2: cannot be parsed"),
     ("train.milestones=[0.75,0.5]", "train.milestones=[0.75, 0.5]: must be ascending"),
+    ("cache.dir=/dev/null/x", "cache.dir=/dev/null/x cannot be written (Not a directory)"),
     ("run.dir=[1]", "run.dir=[1]: must be text, or null"),
     ("prune=5", "prune=5: must be a section"),
     ("train=5", "train=5: must be a section"),
@@ -201,7 +202,8 @@ def test_train_then_evaluate_then_again(tmp_path):
     assert (tmp_path / "out/model.safetensors").read_bytes() != before
     lines = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "outputs"}
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["cache"]
 
 
 def test_the_default_directory_is_named_after_the_configuration(tmp_path):

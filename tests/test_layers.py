@@ -4,14 +4,22 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "chanprune"
-ENTRY_POINTS = {"train", "evaluate", "summarize", "cli", "schema"}
+ENTRY_POINTS = {"train", "evaluate", "summarize", "search", "sweep", "cli", "schema"}
 ALLOWED = {
-    "errors": set(),
+    "ranks": set(),
+    "errors": {"ranks"},
+    "cache": {"errors"},
+    "run_dir": {"errors", "schema"},
+    "report_page": set(),
+    "report": {"errors", "run_dir", "report_page"},
     "channels": set(),
+    "parallel": {"ranks", "errors", "channels"},
     "models": {"errors", "channels"},
     "data": {"errors", "channels"},
-    "methods": {"errors", "channels"},
-    "pipeline": {"errors", "channels", "models", "data", "methods"},
+    "methods": {"errors", "channels", "parallel"},
+    "pipeline": {
+        *("ranks", "errors", "parallel", "cache", "channels", "models", "data", "methods"),
+    },
 }
 CONFIGURATION = {"hydra", "omegaconf", "pydantic"}
 

@@ -170,7 +170,7 @@ class _Training:
         self.stage = stage
         self.checkpoints = checkpoints
         self.progress = progress
-        self.asked = False
+        self.others_stop = False
         self.forward = cast(nn.Module, torch.compile(self.model)) if options.compile else self.model
 
     def epoch(self, epoch: int, batches: Batches) -> None:
@@ -198,11 +198,12 @@ class _Training:
             if progress.batch % CHECK_EVERY == 0:
                 _check_finite(progress.losses[-CHECK_EVERY:], self.stage, self.last)
             is_late = time.perf_counter() - saved > 60 * self.options.save_every_minutes
-            if (is_late or self.asked) and progress.batch < per_epoch:
+            is_asked = self._is_asked_to_stop()
+            if (is_late or is_asked) and progress.batch < per_epoch:
                 self._check()
                 self._take_time()
                 self.checkpoints.save(progress)
-                if self.asked:
+                if is_asked:
                     self.stage.interruption.stop_if_any_requested()
                 saved = time.perf_counter()
         bar.close()
@@ -243,16 +244,21 @@ class _Training:
 
     def _tell_each_other(self, loss: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
         """Average gradients, loss and hits over all processes, and compare what they decided."""
-        requested = self.stage.interruption.requested or 0
         if ranks.count() == 1:
-            self.asked = requested != 0
             return loss, hits
+        requested = self.stage.interruption.requested or 0
         decision = hash_of(self.bank.plan)
         values = torch.stack([loss.float(), hits, torch.tensor(requested), torch.tensor(decision)])
         loss, hits, asked, decisions = average_gradients(self.model, values)
         check_equal(decision, decisions.item())
-        self.asked = asked.item() != 0
+        self.others_stop = asked.item() != 0
         return loss, hits
+
+    def _is_asked_to_stop(self) -> bool:
+        """Tell whether a signal came; several processes go by what they told each other."""
+        if ranks.count() > 1:
+            return self.others_stop
+        return self.stage.interruption.requested is not None
 
     def measure(self, epoch: int, validation: Batches) -> dict[str, float]:
         """End an epoch: validate, and note whether it is the best so far."""

@@ -1,6 +1,7 @@
 """Data sets, augmentation and batches: memory and stream, folder and archive, and bad archives."""
 
 import io
+import multiprocessing
 import zipfile
 from pathlib import Path
 
@@ -172,6 +173,25 @@ def test_workers_do_not_change_what_a_stream_gives(tmp_path):
         batches = data.train_batches(dataset, batch_size=4, seed=0, device="cpu")
         seen.append(torch.cat([images for images, _ in batches.epoch(1)]))
     assert torch.equal(*seen)
+
+
+def test_processes_that_read_one_archive_at_once_do_not_disturb_each_other(tmp_path):
+    dataset = data.load(
+        "imagefolder", seed=0, root=str(make_archive(tmp_path, as_zip=True)), memory_limit=0
+    )
+    source = dataset.splits["train"]
+    expected = [source.read(index) for index in range(len(source.labels))]
+
+    def read_again_and_again() -> None:
+        for _ in range(30):
+            for index, image in enumerate(expected):
+                assert torch.equal(source.read(index), image)
+
+    child = multiprocessing.get_context("fork").Process(target=read_again_and_again)
+    child.start()
+    read_again_and_again()
+    child.join()
+    assert child.exitcode == 0
 
 
 def test_archive_and_directory_are_the_same(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -26,10 +27,15 @@ Index = dict[str, dict[str, list[str]]]
 
 @dataclass
 class Archive:
-    """A directory or a zip file, read member by member; opened anew in every process."""
+    """A directory or a zip file, read member by member.
+
+    Every process opens the zip file for itself: a handle that a forked worker inherits shares
+    its position with the parent's, and two that read at once get each other's bytes.
+    """
 
     path: Path
     _opened: zipfile.ZipFile | None = field(default=None, repr=False)
+    _opened_by: int | None = field(default=None, repr=False)
 
     def members(self) -> list[str]:
         """List all files and directories (ending in /), relative to the archive.
@@ -68,9 +74,9 @@ class Archive:
             ) from error
 
     def _zip(self) -> zipfile.ZipFile:
-        if self._opened is None:
+        if self._opened is None or self._opened_by != os.getpid():
             try:
-                self._opened = zipfile.ZipFile(self.path)
+                self._opened, self._opened_by = zipfile.ZipFile(self.path), os.getpid()
             except (OSError, zipfile.BadZipFile) as error:
                 raise UserError(
                     f"dataset.root={self.path} is not a readable zip archive: {error}"
@@ -78,7 +84,7 @@ class Archive:
         return self._opened
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "_opened": None}
+        return {"path": self.path, "_opened": None, "_opened_by": None}
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,23 @@ class LayerWise(_Section):
     shares: dict[str, Share]
 
 
+class SelectiveConvolution(_Section):
+    """method=selectconv."""
+
+    name: Literal["selectconv"]
+    realloc: bool
+    threshold: Annotated[float, Field(ge=0, lt=1)]
+    top: Annotated[int, Field(ge=1)]
+    max_copies: Annotated[int, Field(ge=1)] | None
+    until: Annotated[float, Field(ge=0, le=1)]
+    scope: Literal["pointwise", "all"]
+    order: Literal["largest", "l2"]
+    moment: Literal["mean", "square"]
+    taps: Literal["sum", "absolute"]
+    padding: Literal["ignored", "counted"]
+    shift_decay: NotNegative
+
+
 class Prune(_Section):
     """prune.*: which channels go."""
 
@@ -296,6 +313,7 @@ SECTIONS: dict[str, list[type[_Section]]] = {
         RandomEveryStep,
         FixedRandom,
         LayerWise,
+        SelectiveConvolution,
     ],
     "prune": [Prune],
     "train": [Train],

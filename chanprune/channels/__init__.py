@@ -9,6 +9,7 @@ from chanprune.channels.absorb import Absorption
 from chanprune.channels.bank import Bank
 from chanprune.channels.batchnorm import recalibrate
 from chanprune.channels.compact import Compaction, CompactionError, compact, masked
+from chanprune.channels.copies import Copies, Copying, Rewiring, allow_copies, rewire, wiring
 from chanprune.channels.counting import (
     CONVENTIONS,
     Counts,
@@ -17,6 +18,7 @@ from chanprune.channels.counting import (
     count_plan,
     executed_macs,
 )
+from chanprune.channels.damage import DamageOptions, expected_damage
 from chanprune.channels.fidelity import Fidelity, fidelity_groups, prefix_plan
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
 from chanprune.channels.order import order_by
@@ -25,6 +27,7 @@ from chanprune.channels.scores import filter_scores, scale_scores
 from chanprune.channels.selection import Selection, select_above, select_global, select_widths
 from chanprune.channels.slicing import State, gather, narrow, scatter
 from chanprune.channels.trace import UnsupportedNetwork, trace
+from chanprune.channels.units import Unit, selective_units
 
 __all__ = [
     "CONVENTIONS",
@@ -34,17 +37,24 @@ __all__ = [
     "ChannelGroup",
     "Compaction",
     "CompactionError",
+    "Copies",
+    "Copying",
     "Counts",
+    "DamageOptions",
     "Fidelity",
     "LayerCount",
     "Plan",
+    "Rewiring",
     "Selection",
     "State",
+    "Unit",
     "UnsupportedNetwork",
+    "allow_copies",
     "compact",
     "count",
     "count_plan",
     "executed_macs",
+    "expected_damage",
     "fidelity_groups",
     "filter_scores",
     "gather",
@@ -54,9 +64,12 @@ __all__ = [
     "prefix_plan",
     "recalibrate",
     "scale_scores",
+    "rewire",
     "scatter",
     "select_above",
     "select_global",
     "select_widths",
+    "selective_units",
     "trace",
+    "wiring",
 ]

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from chanprune.channels.compact import put
+from chanprune.channels.copies import Copying, Rewiring
 from chanprune.channels.counting import executed_macs
 from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.plan import Plan
@@ -68,6 +69,37 @@ class Bank:
         self.plan = plan
         self.macs = executed_macs(dict(self.model.named_parameters()), after)
         self._retarget()
+
+    @torch.no_grad()
+    def rewire(self, rewiring: Rewiring) -> None:
+        """Take columns from a convolution, and let them serve copies.
+
+        The output stays what it is without the released inputs, bit for bit, as the columns begin
+        at zero. They, and the copies' shifts, begin without momentum; scales and shifts of the
+        norm take that of the slot they are copied from.
+        """
+        weight = self._parameter(rewiring.conv, "weight")
+        weight[:, list(rewiring.released)] = 0
+        for moment in self._moments_of(weight):
+            moment[:, list(rewiring.released)] = 0
+        if rewiring.copies is None:
+            return
+        norm = self.model.get_submodule(rewiring.norm)
+        assert isinstance(norm, Copying)
+        norm.copy(rewiring.copies)
+        slots, like = list(rewiring.copies.slots), list(rewiring.copies.like)
+        for moment in self._moments_of(norm.shift):
+            moment[slots] = 0
+        for name in ("weight", "bias"):
+            for moment in self._moments_of(norm.get_parameter(name)):
+                moment[slots] = moment[like]
+
+    def _parameter(self, module: str, name: str) -> nn.Parameter:
+        return self.model.get_submodule(module).get_parameter(name)
+
+    def _moments_of(self, parameter: nn.Parameter) -> list[Tensor]:
+        state = self.optimiser.state.get(parameter, {})
+        return [value for value in state.values() if value is not None and value.dim()]
 
     @contextmanager
     def whole(self) -> Iterator[None]:

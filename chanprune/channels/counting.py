@@ -1,9 +1,10 @@
 """Counting: parameters, multiply-accumulates and activations, by layer and in all.
 
-`params` are weights, biases, batch-norm scales and shifts; buffers never count. `macs` are the
-multiply-accumulates of convolutions and linear layers for one image: batch norm, activations,
-pooling and gathers count 0. `activations` are the elements that convolutions and linear layers put
-out. What papers print as "FLOPs" differs by factors of up to six: `CONVENTIONS` names their ways.
+`params` are weights, biases, batch-norm scales and shifts, and the shifts of copies; buffers never
+count. `macs` are the multiply-accumulates of convolutions and linear layers for one image, and four
+for each pixel of a shifted copy: batch norm, activations, pooling and gathers count 0.
+`activations` are the elements that convolutions and linear layers put out. What papers print as
+"FLOPs" differs by factors of up to six: `CONVENTIONS` names their ways.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
+from chanprune.channels.copies import Copying
 from chanprune.channels.emptied import Constant
 from chanprune.channels.graph import ChannelGraph, Layer
 from chanprune.channels.plan import Plan
@@ -112,10 +114,13 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Counts:
     """
     shapes = copy.deepcopy(model).to("meta").eval()
     outputs: dict[str, int] = {}
+    positions: dict[str, int] = {}
     tally = Tally()
     for name, module in shapes.named_modules():
         if isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)):
             module.register_forward_hook(partial(_note_output, outputs, tally, name))
+        elif isinstance(module, Copying):
+            module.register_forward_hook(partial(_note_positions, positions, name))
     images = torch.empty((1, *input_shape), device="meta", dtype=_dtype(shapes))
     with torch.no_grad(), tally:
         tally.hold(images)
@@ -127,6 +132,8 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Counts:
             kind, width_in, width_out = _describe(module)
             elements = outputs.get(name, 0)
             macs = elements * module.weight[0].numel() if elements else 0
+            if isinstance(module, Copying):
+                macs = module.macs(positions.get(name, 0))
             layers.append(LayerCount(name, kind, width_in, width_out, params, macs, elements))
     return Counts(layers, tally)
 
@@ -155,6 +162,9 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
             inputs = outputs if layer.kind == "norm" else len(layer.inputs)
             kind = "constant" if layer.kind == "constant" else kind
             params = sum(sizes.values())
+            if isinstance(module, Copying):
+                params += module.shift.shape[1] * len(module.copies)
+                macs = module.macs(layer.positions)
             if layer.kind in ("conv", "linear"):
                 macs, elements = layer.positions * sizes["weight"], layer.positions * outputs
         elif name in graph.layers:
@@ -192,6 +202,12 @@ def _note_output(
     outputs[name] = outputs.get(name, 0) + output.numel()
     if module.bias is not None:
         tally.bias_adds["linear" if isinstance(module, nn.Linear) else "conv"] += output.numel()
+
+
+def _note_positions(
+    positions: dict[str, int], name: str, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor
+) -> None:
+    positions[name] = positions.get(name, 0) + math.prod(out.shape[2:])
 
 
 def _describe(module: nn.Module) -> tuple[str, int, int]:

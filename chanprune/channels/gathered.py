@@ -8,8 +8,91 @@ exchanged).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+
+def pick(images: Tensor, index: Tensor) -> Tensor:
+    """Return channels of images, (N, C, ...) -> (N, K, ...); their memory format is kept.
+
+    Args:
+        images: (N, C, ...).
+        index: (K,) channels, distinct.
+    """
+    if torch.is_grad_enabled() and images.requires_grad:
+        picked: Tensor = _Pick.apply(images, index)
+        return picked
+    return select(images, index)
+
+
+class _Pick(torch.autograd.Function):
+    """Picks forward, and backward as well, where PyTorch adds one element after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, index: Tensor) -> Tensor:
+        ctx.width = images.shape[1]
+        ctx.save_for_backward(index)
+        return select(images, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        return spread(grad, index, ctx.width), None
+
+
+def select(images: Tensor, index: Tensor) -> Tensor:
+    """Return channels of images; `index` may repeat them."""
+    pixels = _pixels(images)
+    if pixels is None:
+        return torch.index_select(images, 1, index)
+    count, _, height, width = images.shape
+    picked = torch.index_select(pixels, 1, index)
+    return picked.view(count, height, width, -1).permute(0, 3, 1, 2)
+
+
+def spread(grad: Tensor, index: Tensor, width: int, places: Tensor | None = None) -> Tensor:
+    """Return (N, width, ...) with the channels of `grad` where they were taken from, else zeros.
+
+    Args:
+        grad: (N, K, ...).
+        index: (K,) the channel that each was taken from; distinct among `places`.
+        width: Number of channels.
+        places: Which channels of `grad`; None: all.
+    """
+    places = torch.arange(len(index), device=index.device) if places is None else places
+    taken = index[places]
+    source = torch.zeros(width, dtype=torch.long, device=index.device)
+    source[taken] = places
+    is_taken = torch.zeros((width, *[1] * (grad.dim() - 2)), dtype=grad.dtype, device=grad.device)
+    is_taken[taken] = 1
+    return select(grad, source).mul_(is_taken)
+
+
+def replace(images: Tensor, slots: Tensor, values: Tensor) -> None:
+    """Replace the channels `slots` (S,) of images by values (N, S, ...), in place."""
+    into, pixels = _pixels(images), _pixels(values)
+    if into is None or pixels is None:
+        images.index_copy_(1, slots, values)
+    else:
+        into.index_copy_(1, slots, pixels)
+
+
+def add_at(images: Tensor, index: Tensor, values: Tensor) -> None:
+    """Add values (N, S, ...) to the channels `index` (S,) of images, in place."""
+    into, pixels = _pixels(images), _pixels(values)
+    if into is None or pixels is None:
+        images.index_add_(1, index, values)
+    else:
+        into.index_add_(1, index, pixels)
+
+
+def _pixels(images: Tensor) -> Tensor | None:
+    """View channels-last images as (pixels, C), which picks ten times as fast; else None."""
+    if images.dim() != 4 or not images.is_contiguous(memory_format=torch.channels_last):
+        return None
+    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
 
 
 class Gathered(nn.Module):
@@ -21,9 +104,14 @@ class Gathered(nn.Module):
         """Read only the channels `index` (C_kept,) of the stream."""
         self.register_buffer("index", index, persistent=False)
 
+    def read_all(self) -> None:
+        """Read every channel of the stream again."""
+        del self.index
+        self.__class__ = next(k for k, own in _TYPES.items() if own is type(self))  # type: ignore[assignment]
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map (N, C, ...) to (N, C_kept, ...)."""
-        normalised: Tensor = super().forward(torch.index_select(input, 1, self.index))
+        normalised: Tensor = super().forward(pick(input, self.index))
         return normalised
 
 
@@ -45,9 +133,7 @@ def read(norm: nn.Module, index: Tensor | None) -> None:
     """Let a batch norm read only the channels `index` (C_kept,) of its input; None: all of it."""
     if index is None:
         if isinstance(norm, Gathered):
-            kind = next(kind for kind, gathering in _TYPES.items() if isinstance(norm, gathering))
-            del norm.index
-            norm.__class__ = kind  # type: ignore[assignment]
+            norm.read_all()
         return
     if not isinstance(norm, Gathered):
         norm.__class__ = gathered_type(type(norm))

@@ -206,12 +206,47 @@ class ChannelGraph:
                 mask[group.start + np.asarray(kept, dtype=np.int64)] = True
         if self._emptied(plan):
             mask = what_remains(self.layers.values(), mask, self._channels_that_stay())
+        unread = mask & ~self._read(mask)
         for name, kept in plan.kept.items():
             group = self.groups[name]
-            left = np.flatnonzero(mask[group.start : group.start + group.size])
-            if group.is_stream and left.tolist() != list(kept):
+            if not group.is_stream:
+                continue
+            own = slice(group.start, group.start + group.size)
+            left = np.zeros(group.size, dtype=bool)
+            left[list(kept)] = True
+            if (mask[own] & ~unread[own] & ~left).any() or (left & ~mask[own]).any():
                 raise ValueError(f"the channel group {name!r} must stay whole: {group.fixed}")
+            mask[own] = left
         return mask
+
+    def unread(self, plan: Plan) -> dict[str, list[int]]:
+        """Return, of each stream that has channels which nothing reads, those that are read.
+
+        Such channels arise where a batch norm reads copies of others instead.
+
+        Args:
+            plan: What else is kept.
+
+        Returns:
+            Group name -> channels that something reads, where that is not all of them.
+        """
+        read = self._read(self.kept_mask(plan))
+        return {
+            name: np.flatnonzero(read[group.start : group.start + group.size]).tolist()
+            for name, group in self.groups.items()
+            if group.is_stream and not read[group.start : group.start + group.size].all()
+        }
+
+    def _read(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Return (num_channels,) True where a layer that stays reads the channel."""
+        read = np.zeros(self.num_channels, dtype=bool)
+        for layer in self.layers.values():
+            stays = mask[layer.outputs]
+            if layer.index is not None:
+                read[layer.inputs[layer.index[stays]]] = True
+            elif stays.any() and not layer.passes_on:
+                read[layer.inputs] = True
+        return read
 
     def complete(self, plan: Plan) -> Plan:
         """Return the plan with everything that it implies (see `kept_mask`); raises alike."""

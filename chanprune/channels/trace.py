@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from chanprune.channels import operations as ops
+from chanprune.channels.copies import OF_COPIES, Copying
 from chanprune.channels.emptied import Constant
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.graph import ChannelGraph, ChannelNumbers, Layer, constant_layer
@@ -240,7 +241,8 @@ def _is_tensor(node: fx.Node) -> bool:
 
 def _parameters(module: nn.Module) -> tuple[str, ...]:
     state = module.state_dict()
-    return tuple(name for name, tensor in state.items() if tensor.dim() > 0)
+    others = OF_COPIES if isinstance(module, Copying) else ()
+    return tuple(name for name, tensor in state.items() if tensor.dim() > 0 and name not in others)
 
 
 def _convolution(walk: _Walk, node: fx.Node) -> ChannelNumbers:
@@ -315,7 +317,9 @@ def _batch_norm(walk: _Walk, node: fx.Node) -> ChannelNumbers:
     module = walk.modules[name]
     inputs, index = walk.source(node), None
     producer = walk.layers.get(str(node.all_input_nodes[0].target))
-    if (producer is not None and producer.normalised_by == name) or walk.numbering.is_input(inputs):
+    is_behind = producer is not None and producer.normalised_by == name
+    gathers = isinstance(module, Gathered)
+    if not gathers and (is_behind or walk.numbering.is_input(inputs)):
         outputs = inputs
         walk.numbering.normed_by(outputs, name)
     elif name in walk.layers:
@@ -328,8 +332,19 @@ def _batch_norm(walk: _Walk, node: fx.Node) -> ChannelNumbers:
         walk.freeze(outputs, f"{name} has no scale")
     if name in walk.layers:
         walk.freeze(outputs, f"{name} is called several times")
+    if isinstance(module, Copying):
+        walk.freeze(outputs, f"{name} has copies of channels")
     return walk.record(
-        node, Layer(name, "norm", inputs, outputs, index, parameters=_parameters(module))
+        node,
+        Layer(
+            name,
+            "norm",
+            inputs,
+            outputs,
+            index,
+            positions=math.prod(_shape(node)[2:]),
+            parameters=_parameters(module),
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from chanprune.methods.layerwise import L1Norm, RandomOnce
 from chanprune.methods.multi_fidelity import MultiFidelity
 from chanprune.methods.prioritized import Prioritized
 from chanprune.methods.random_channels import FinalRandom, FixedRandom, RandomEveryStep
+from chanprune.methods.selectconv import SelectiveConvolution
 from chanprune.methods.slimming import Slimming
 
 METHODS: dict[str, type[Method]] = {
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "fixed_random": FixedRandom,
     "l1norm": L1Norm,
     "random": RandomOnce,
+    "selectconv": SelectiveConvolution,
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "PruneOptions",
     "RandomEveryStep",
     "RandomOnce",
+    "SelectiveConvolution",
     "Setting",
     "Slimming",
     "Step",

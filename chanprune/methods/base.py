@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from chanprune.channels import (
     ChannelGraph,
     Plan,
+    Rewiring,
     Selection,
     select_above,
     select_global,
@@ -66,6 +67,7 @@ class Setting:
             constant unit gradient moves a parameter over the whole schedule.
         num_steps: Number of steps.
         seed: Seed of the run, for a generator of the method's own.
+        norm_decay: Weight decay of batch-norm scales.
         prune: How channels will be selected at the end.
     """
 
@@ -73,6 +75,7 @@ class Setting:
     num_steps: int = 1
     seed: int = 0
     prune: PruneOptions = PruneOptions(ratio=0.0)
+    norm_decay: float = 0.0
 
 
 def select(scores: Mapping[str, Tensor], graph: ChannelGraph, options: PruneOptions) -> Selection:
@@ -118,6 +121,7 @@ class Method:
         level_statistics: Number of training images from which every level's own batch-norm
             statistics are estimated at the end; 0 if the levels share the whole network's.
         advice: What the user should know of the options, once `before_training` has seen them.
+        remarks: What the user should know of the choice, once `select_channels` has made it.
         forgets: Whether channels that become active start without momentum.
         after_training: Names of the method's options that its training does not look at.
         trains_for_pruning: Whether its training looks at how channels will be selected.
@@ -128,6 +132,7 @@ class Method:
     levels: tuple[float, ...] = (1.0,)
     level_statistics = 0
     advice = ""
+    remarks: tuple[str, ...] = ()
     forgets = False
     after_training: tuple[str, ...] = ()
     trains_for_pruning = False
@@ -146,6 +151,20 @@ class Method:
             What the log should say of the method, name -> value.
         """
         return {}
+
+    def weight_decays(self) -> dict[float, list[nn.Parameter]]:
+        """Return parameters whose weight decay is their own: decay -> parameters.
+
+        Called after `before_training`.
+        """
+        return {}
+
+    def rewirings(self, step: Step) -> list[Rewiring]:
+        """Return what convolutions give up of their inputs, and what serves copies, from now on.
+
+        Called before each step, before `active_channels`.
+        """
+        return []
 
     def active_channels(self, step: Step) -> Plan | None:
         """Return the channels to execute and train from this step on; None: as before.

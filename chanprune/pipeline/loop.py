@@ -125,7 +125,7 @@ def train(
     """
     setting = setting_of(options, len(batches), stage.seed, stage.prune)
     facts = method.before_training(model, graph, setting)
-    optimiser = make_optimiser(model, options)
+    optimiser = make_optimiser(model, options, method.weight_decays())
     bank = Bank(model, graph, optimiser)
     checkpoints = Checkpoints(stage.folder, model, optimiser, bank, method)
     share_files(stage.folder, (NEWEST, BEFORE))
@@ -212,6 +212,8 @@ class _Training:
     def _step(self, images: Tensor, labels: Tensor) -> None:
         """Do one step on the channels that are active."""
         progress, method = self.progress, self.method
+        for rewiring in method.rewirings(self.last):
+            self.bank.rewire(rewiring)
         active = method.active_channels(self.last)
         if active is not None:
             self.bank.activate(active, forget=method.forgets)
@@ -325,26 +327,34 @@ def setting_of(
     """Return what a method may know of a stage before its first step."""
     num_steps = options.epochs * steps_per_epoch
     momentum = options.momentum if options.optimiser == "sgd" else 0.0
-    return Setting(schedule_of(options, num_steps).travel(momentum), num_steps, seed, prune)
+    travel = schedule_of(options, num_steps).travel(momentum)
+    return Setting(travel, num_steps, seed, prune, options.weight_decay_norm)
 
 
-def make_optimiser(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    """Make the optimiser, with one parameter group each for weights, batch norms, and biases."""
+def make_optimiser(
+    model: nn.Module,
+    options: TrainOptions,
+    own: Mapping[float, Sequence[nn.Parameter]] | None = None,
+) -> torch.optim.Optimizer:
+    """Make the optimiser, with one parameter group each for weights, batch norms, and biases.
+
+    Args:
+        model: The network.
+        options: How it trains.
+        own: Weight decay -> parameters that have it whatever they are.
+    """
+    own = own or {}
+    listed = {id(parameter) for parameters in own.values() for parameter in parameters}
     norms = {id(p) for m in model.modules() if isinstance(m, BATCH_NORMS) for p in m.parameters()}
-    weights, norm, biases = [], [], []
+    by_decay: dict[str, list[nn.Parameter]] = {"": [], "_norm": [], "_bias": []}
     for parameter in model.parameters():
-        if id(parameter) in norms:
-            norm.append(parameter)
-        elif parameter.dim() > 1:
-            weights.append(parameter)
-        else:
-            biases.append(parameter)
-    groups = [
-        {"params": weights, "weight_decay": options.weight_decay},
-        {"params": norm, "weight_decay": options.weight_decay_norm},
-        {"params": biases, "weight_decay": options.weight_decay_bias},
-    ]
-    groups = [group for group in groups if group["params"]]
+        if id(parameter) in listed:
+            continue
+        kind = "_norm" if id(parameter) in norms else "" if parameter.dim() > 1 else "_bias"
+        by_decay[kind].append(parameter)
+    decays = [(getattr(options, f"weight_decay{kind}"), by_decay[kind]) for kind in by_decay]
+    decays += [(decay, list(parameters)) for decay, parameters in own.items()]
+    groups = [{"params": params, "weight_decay": decay} for decay, params in decays if params]
     if options.optimiser == "adam":
         return torch.optim.Adam(groups, lr=options.lr)
     nesterov = options.nesterov and options.momentum > 0

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.pipeline.files import write_text
 
-QUIET = ("executed_macs", "activation_bytes", "active_share")
+QUIET = ("executed_macs", "activation_bytes")
 SHARES = ("_accuracy", "nearly_zero_scales", "scales_below_0.05")
 
 
@@ -80,7 +80,9 @@ class Record:
                 self._writers[-1].add_histogram(f"scale/{name}", scale, epoch)
         self._writers[-1].flush()
         told = "  ".join(
-            _told(name, value) for name, value in metrics.items() if not name.startswith(QUIET)
+            _told(name, value)
+            for name, value in metrics.items()
+            if name not in QUIET and "." not in name
         )
         width = len(str(self._epochs))
         self.say(f"  {stage} {epoch:{width}}/{self._epochs}  {told}")

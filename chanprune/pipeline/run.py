@@ -27,6 +27,8 @@ from chanprune.channels import (
     prefix_plan,
     recalibrate,
     scale_scores,
+    trace,
+    wiring,
 )
 from chanprune.errors import RunError, UserError
 from chanprune.methods import Method
@@ -219,6 +221,9 @@ class _Experiment:
     def prune(self, network: Network, method: Method, suffix: str) -> None:
         """Select channels, compact, check, and measure with and without absorbed constants."""
         began = time.perf_counter()
+        network.copies = wiring(network.model)
+        if network.copies:
+            network.graph = trace(network.model, self.dataset.info.input_shape)
         try:
             selection, scores = method.select_channels(network.model, network.graph, self.select)
         except ValueError as error:
@@ -236,7 +241,7 @@ class _Experiment:
         implied = self._width(network.graph) - self._width(dropped.graph) - selection.removed
         report = PruneReport(selection, scores, implied, dropped.max_error, absorbed.absorbed)
         self.reports.append(report)
-        for line in report.lines():
+        for line in (*report.lines(), *method.remarks):
             self.record.say(line)
         draw_sorted_scales(
             self.run_dir / f"scales{suffix}.png",
@@ -363,6 +368,7 @@ class _Experiment:
             preprocessing,
             info.class_names,
             counts,
+            network.copies,
             network.fidelity.statistics if network.fidelity else {},
         )
         final = [row for row in network.rows if row.fidelity == 1][-1]

@@ -1,0 +1,233 @@
+"""Copies: channels of a layer's input that are shifted copies of others (Jeong and Shin, 2019).
+
+Behind its batch norm a layer has as many slots as its convolution has columns. A slot reads its own
+channel, or a copy of another one that a learned shift moves; scale, shift and statistics belong to
+the slot. So a column whose channel was of no use serves an important channel, seen elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chanprune.channels.gathered import Gathered, add_at, pick, read, replace, select, spread
+from chanprune.channels.shift import TAPS_PER_SHIFT, gradients, move, radius_of
+
+OF_COPIES = ("index", "is_copy", "shift")
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What slots of one batch norm read from now on.
+
+    Attributes:
+        slots: (R,) which slots.
+        like: (R,) the slots whose scale, shift and statistics they take.
+        sources: (R,) the channels of the norm's input that they read.
+        shifts: (R, 2) by how many pixels they move them, x and y.
+    """
+
+    slots: Sequence[int]
+    like: Sequence[int]
+    sources: Sequence[int]
+    shifts: Tensor
+
+
+@dataclass(frozen=True)
+class Rewiring:
+    """What a convolution gives up of its input, and what takes its place.
+
+    Attributes:
+        conv: Name of the convolution.
+        norm: Name of the batch norm in front of it.
+        released: Its columns that become zero.
+        copies: What some of them serve from now on; None: they are released for good.
+    """
+
+    conv: str
+    norm: str
+    released: Sequence[int]
+    copies: Copies | None = None
+
+
+class Copying(Gathered):
+    """Stands before a batch norm among the base classes: some of its slots read shifted copies.
+
+    Attributes:
+        index: (C,) the channel that each slot reads.
+        is_copy: (C,) whether it reads it shifted.
+        copies: (R,) the slots that do.
+        shift: (C, 2) pixels, x and y; or, once `drop_idle_shifts` was called, (R, 2).
+        radius: Whole pixels that no shift exceeds.
+    """
+
+    is_copy: Tensor
+    copies: Tensor
+    shift: nn.Parameter
+    radius = 0
+
+    def gather_channels(self, index: Tensor) -> None:
+        """Read the channels `index` (C,) of the stream."""
+        self.register_buffer("index", index)
+
+    def read_all(self) -> None:
+        """Leave it to the slots what they read."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Map (N, C_stream, H, W) to (N, C, H, W)."""
+        if self.training:
+            self.measure()
+        slots, index = input, self.index.to(input.device)
+        own = None if len(index) == input.shape[1] else index
+        if len(self.copies):
+            copies = self.copies.to(input.device)
+            slots = _ReadSlots.apply(input, self._shifts(), own, index[copies], copies, self.radius)
+        elif own is not None:
+            slots = pick(input, own)
+        normalised: Tensor = super(Gathered, self).forward(slots)
+        return normalised
+
+    def train(self, mode: bool = True) -> Copying:
+        """Set the mode; how far shifts reach is looked up while training, and once after it."""
+        super().train(mode)
+        self.measure()
+        return self
+
+    @torch.no_grad()
+    def copy(self, copies: Copies) -> None:
+        """Let slots read copies."""
+        device = self.index.device
+        slots, like, sources = (
+            torch.tensor(x, dtype=torch.long, device=device)
+            for x in (copies.slots, copies.like, copies.sources)
+        )
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            tensor = getattr(self, name)
+            tensor[slots] = tensor[like]
+        self.shift[slots] = copies.shifts.to(self.shift)
+        self.read_copies(slots, sources)
+
+    def read_copies(self, slots: Tensor, sources: Tensor) -> None:
+        """Let `slots` (R,) read the channels `sources` (R,), shifted."""
+        self.index[slots] = sources
+        self.is_copy[slots] = True
+        self.measure()
+
+    def drop_idle_shifts(self) -> None:
+        """Keep the shifts of copies alone; without any, become what it was before."""
+        if len(self.copies) == 0:
+            index = self.index
+            for name in ("copies", *OF_COPIES):
+                delattr(self, name)
+            self.__class__ = next(k for k, own in _TYPES.items() if own is type(self))  # type: ignore[assignment]
+            if not torch.equal(index.cpu(), torch.arange(len(index))):
+                read(self, index)
+        elif len(self.shift) == len(self.index):
+            self.shift = nn.Parameter(self._shifts().detach(), self.shift.requires_grad)
+
+    def macs(self, positions: int) -> int:
+        """Return the multiply-accumulates that move the copies in one image of so many pixels."""
+        return TAPS_PER_SHIFT * positions * len(self.copies)
+
+    def _shifts(self) -> Tensor:
+        return self.shift if len(self.shift) == len(self.copies) else self.shift[self.copies]
+
+    def measure(self) -> None:
+        """Look up which slots are copies, and how far they are shifted."""
+        if not self.is_copy.is_meta:
+            self.copies = self.is_copy.nonzero().flatten()
+        self.radius = radius_of(self._shifts())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Copying:
+        super()._apply(fn, recurse)
+        self.copies = fn(self.copies)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*args, **keywords)
+        self.measure()
+
+
+class _ReadSlots(torch.autograd.Function):
+    """What every slot reads, (N, C_stream, H, W) -> (N, C, H, W).
+
+    Takes images, shifts (R, 2), the channel that each slot reads if it is no copy (None: its own),
+    the channels that the copies read (R,), the copies (R,), and the radius of their shifts.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, *route: Any) -> Tensor:
+        shift, own, sources, copies, radius = route
+        slots = images.clone() if own is None else select(images, own)
+        moved, padded = move(select(images, sources), shift, radius)
+        replace(slots, copies, moved)
+        ctx.save_for_backward(padded, shift, own, sources, copies)
+        ctx.width, ctx.radius = images.shape[1], radius
+        return slots
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        padded, shift, own, sources, copies = ctx.saved_tensors
+        of_copies, of_shift = gradients(select(grad, copies), padded, shift, ctx.radius)
+        if own is None:
+            of_images = grad.clone()
+            replace(of_images, copies, torch.zeros_like(of_copies))
+        else:
+            is_copy = torch.zeros(len(own), dtype=torch.bool, device=own.device)
+            is_copy[copies] = True
+            of_images = spread(grad, own, ctx.width, is_copy.logical_not().nonzero().flatten())
+        add_at(of_images, sources, of_copies)
+        return of_images, of_shift, None, None, None, None
+
+
+_TYPES: dict[type[nn.Module], type[Copying]] = {}
+
+
+def allow_copies(norm: nn.BatchNorm2d, channels: int) -> Copying:
+    """Let a batch norm have copies from now on; at first it has none.
+
+    Args:
+        norm: The batch norm, changed in place.
+        channels: Of its input.
+    """
+    kind = type(norm)
+    if kind not in _TYPES:
+        _TYPES[kind] = type(f"Copying{kind.__name__}", (Copying, kind), {})
+    norm.__class__ = _TYPES[kind]  # type: ignore[assignment]
+    assert isinstance(norm, Copying)
+    device = norm.weight.device
+    norm.register_buffer("index", torch.arange(channels))
+    norm.register_buffer("is_copy", torch.zeros(channels, dtype=torch.bool))
+    norm.shift = nn.Parameter(torch.zeros(channels, 2, dtype=norm.weight.dtype, device=device))
+    norm.measure()
+    return norm if device.type == "meta" else norm.to(device)
+
+
+def copying_norms(model: nn.Module) -> dict[str, Copying]:
+    """Find the batch norms that may have copies, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Copying)}
+
+
+def wiring(model: nn.Module) -> dict[str, dict[str, list[int]]]:
+    """Describe all copies: name of the norm -> slots, and the channels that they read.
+
+    `rewire` does the same to a network that has none.
+    """
+    return {
+        name: {"slots": norm.copies.tolist(), "sources": norm.index[norm.copies].tolist()}
+        for name, norm in copying_norms(model).items()
+        if norm.is_copy.any()
+    }
+
+
+def rewire(model: nn.Module, wiring: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give a network, in place, the copies that `wiring` describes; their shifts are zero."""
+    for name, own in wiring.items():
+        norm = model.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm2d)
+        copying = allow_copies(norm, norm.num_features)
+        copying.read_copies(torch.tensor(own["slots"]), torch.tensor(own["sources"]))

@@ -1,0 +1,126 @@
+"""Expected channel damage: how much a layer's output changes without one input (Jeong and Shin).
+
+The expected channel damage matrix (ICML 2019, section 3.1) has in row i, column o, the expected
+change of output o, over images and positions, when input i of a convolution becomes zero. Behind
+batch norm with scale g and shift b, and ReLU, an input is taken to be max(0, z) with z ~ N(b, g^2)
+at every position; then it has a closed form, mean activity times sum of the filter's taps.
+
+Everything is computed in float64, with a tail that does not cancel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+SQRT_2PI = math.sqrt(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class DamageOptions:
+    """What the expected damage takes into account.
+
+    Attributes:
+        moment: "mean": the mean change (the paper's); "square": the mean squared change.
+        taps: "sum": as it is; "absolute": absolute weights, so that taps of different sign do not
+            cancel.
+        padding: "ignored" (the authors'); "counted": taps that meet zeros at the border less often.
+    """
+
+    moment: Literal["mean", "square"] = "mean"
+    taps: Literal["sum", "absolute"] = "sum"
+    padding: Literal["ignored", "counted"] = "ignored"
+
+
+def expected_damage(
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d,
+    map_size: tuple[int, int],
+    options: DamageOptions | None = None,
+) -> Tensor:
+    """Return the expected channel damage matrix (inputs, outputs) in float64.
+
+    With `options.moment` "square" the entries are root mean squares, under the assumption that
+    pixels are independent; for 1x1 convolutions that is not needed.
+
+    Args:
+        conv: The convolution, in one group.
+        norm: The batch norm in front of it; ReLU stands between.
+        map_size: Height and width of the convolution's input in pixels.
+        options: What is taken into account; None: the paper's.
+    """
+    options = options or DamageOptions()
+    weight = conv.weight.detach().double()
+    if options.taps == "absolute":
+        weight = weight.abs()
+    if options.padding == "counted":
+        weight_met = weight * _share_inside(conv, map_size).to(weight.device)
+    else:
+        weight_met = weight
+    scale, shift = norm.weight.detach().double(), norm.bias.detach().double()
+    mean = mean_activity(shift, scale)[:, None]
+    sums = weight_met.sum((2, 3)).T
+    if options.moment == "mean":
+        return mean * sums
+    variance = (mean_square_activity(shift, scale)[:, None] - mean.square()).clamp(min=0)
+    squares = (weight * weight_met).sum((2, 3)).T
+    return (variance * squares + (mean * sums).square()).sqrt()
+
+
+def mean_activity(shift: Tensor, scale: Tensor) -> Tensor:
+    """Return E max(0, z) of z ~ N(shift, scale^2), elementwise, in float64."""
+    mean, width = shift.double(), scale.double().abs()
+    ratio = mean / width.clamp(min=torch.finfo(torch.float64).tiny)
+    # Below zero density and tail nearly cancel, unless the common factor is taken out.
+    low = ratio.clamp(max=0)
+    tail = torch.exp(-low.square() / 2) * (1 / SQRT_2PI + low / 2 * _scaled_erfc(low))
+    high = ratio.clamp(min=0)
+    head = _density(high) + high * torch.special.ndtr(high)
+    activity = width * torch.where(ratio < 0, tail.clamp(min=0), head)
+    return torch.where(
+        width > 0, torch.where(ratio.isinf(), mean.clamp(min=0), activity), mean.clamp(min=0)
+    )
+
+
+def mean_square_activity(shift: Tensor, scale: Tensor) -> Tensor:
+    """Return E max(0, z)^2 of z ~ N(shift, scale^2), elementwise, in float64."""
+    mean, width = shift.double(), scale.double().abs()
+    ratio = mean / width.clamp(min=torch.finfo(torch.float64).tiny)
+    square = (mean.square() + width.square()) * torch.special.ndtr(ratio)
+    square = square + mean * width * _density(ratio)
+    return torch.where(width > 0, square.clamp(min=0), mean.clamp(min=0).square())
+
+
+def shares(damage: Tensor) -> Tensor:
+    """Return each input's share (I, O) of the absolute damage to each output; 0 of a dead one."""
+    absolute = damage.abs()
+    total = absolute.sum(0)
+    return torch.where(total > 0, absolute / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
+
+
+def _density(ratio: Tensor) -> Tensor:
+    return torch.exp(-ratio.square() / 2) / SQRT_2PI
+
+
+def _scaled_erfc(ratio: Tensor) -> Tensor:
+    scaled: Tensor = torch.special.erfcx(-ratio / math.sqrt(2))
+    return scaled
+
+
+def _share_inside(conv: nn.Conv2d, map_size: tuple[int, int]) -> Tensor:
+    """Return the share (kH, kW) of output positions at which a tap meets a pixel, not padding."""
+    axes = []
+    for axis, size in enumerate(map_size):
+        kernel, stride, dilation = conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis]
+        padding = conv.padding[axis] if isinstance(conv.padding, tuple) else kernel // 2
+        positions = (size + 2 * int(padding) - dilation * (kernel - 1) - 1) // stride + 1
+        met = [
+            sum(0 <= p * stride - int(padding) + tap * dilation < size for p in range(positions))
+            for tap in range(kernel)
+        ]
+        axes.append(torch.tensor(met, dtype=torch.float64) / positions)
+    return axes[0][:, None] * axes[1]

@@ -27,6 +27,11 @@ RUNS = {
     "cucb": {"method": {"name": "cucb", "explore": 3}},
     "cucb, example": {"method": {"name": "cucb", "explore": 3, "reduce": "example"}},
     "random_every_step": {"method": {"name": "random_every_step", "every": 3}},
+    "selectconv": {
+        "method": {"name": "selectconv", "threshold": 0.1, "realloc": False, "until": 1.0},
+        "train": {**STAGE, "epochs": 2},
+        "finetune": {**STAGE, "epochs": 0},
+    },
 }
 CONFIGS = {name: changed(**{**SHORT, **sections}) for name, sections in RUNS.items()}
 

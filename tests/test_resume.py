@@ -18,6 +18,7 @@ from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
 from tests.test_pipeline import changed, execute
 
+PREACTIVATION = {"name": "preresnet29", "width": 0.125, "shortcut": "zero_pad"}
 RUNS = {
     "slimming": {"method": {"name": "slimming"}},
     "adam": {"train": {"optimiser": "adam", "lr": 0.001}, "finetune": {"optimiser": "adam"}},
@@ -37,6 +38,17 @@ RUNS = {
     "sandwich": {
         "method": {"name": "idp", "levels": [0.5, 1.0], "sandwich": True},
         "finetune": {"lr": 0.001},
+    },
+    "selectconv": {
+        "model": PREACTIVATION,
+        "method": {"name": "selectconv", "threshold": 0.3, "until": 1.0},
+        "train": {"epochs": 3},
+        "finetune": {"epochs": 0},
+    },
+    "selectconv, compression": {
+        "model": PREACTIVATION,
+        "method": {"name": "selectconv", "threshold": 0.3, "until": 1.0, "realloc": False},
+        "train": {"epochs": 3},
     },
     "passes": {"method": {"name": "slimming", "passes": 2}, "prune": {"ratio": 0.2}},
 }

@@ -1,0 +1,178 @@
+"""Selective convolution, end to end: what is released, copied, left out, stored and loaded."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import chanprune
+from chanprune.channels import Bank, Copying, count, selective_units, trace, wiring
+from chanprune.errors import UserError
+from chanprune.methods import SelectiveConvolution, Setting, Step
+from chanprune.models import build
+from chanprune.pipeline.loop import TrainOptions, make_optimiser
+from chanprune.pipeline.prepare import prepare
+from tests.test_pipeline import changed, execute
+
+SMALL = {"name": "preresnet29", "width": 0.125, "shortcut": "zero_pad", "downsample": "pool"}
+DENSE = {"name": "densenet40", "width": 0.25, "bottleneck": True, "transition": "pool"}
+PLENTY = {"name": "selectconv", "threshold": 0.3, "until": 1.0}
+
+
+def config(model=SMALL, epochs=3, **method):
+    return changed(
+        model=model,
+        method={**PLENTY, **method},
+        prune={"absorb": "none"},
+        train={"epochs": epochs},
+        finetune={"epochs": 0},
+    )
+
+
+@pytest.fixture(scope="module")
+def accurate(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("accurate") / "run"
+    return folder, execute(config(), folder)
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compressed") / "run"
+    return folder, execute(config(realloc=False), folder)
+
+
+def rows(summary):
+    return {row["stage"]: row for row in summary["stages"]}
+
+
+def test_the_physical_network_is_the_trained_one(accurate, compressed):
+    for folder, summary in (accurate, compressed):
+        trained, pruned = rows(summary)["trained"], rows(summary)["pruned"]
+        assert trained["test_accuracy"] == pruned["test_accuracy"]
+        assert trained["val_accuracy"] == pruned["val_accuracy"]
+        assert pruned["params"] < trained["params"]
+        model = chanprune.load(folder)
+        counts = count(model, (1, 16, 16))
+        stored = load_file(folder / "model.safetensors")
+        named = sum(stored[name].numel() for name, _ in model.named_parameters())
+        assert counts.params == summary["params"] == named
+        assert counts.macs == summary["macs"]
+
+
+def test_released_columns_serve_copies(accurate):
+    folder, _ = accurate
+    model = chanprune.load(folder)
+    copies = {n: m for n, m in model.named_modules() if isinstance(m, Copying)}
+    described = json.loads((folder / "model.json").read_text())["copies"]
+    assert copies and described.keys() == copies.keys()
+    for name, norm in copies.items():
+        assert norm.shift.shape == (len(described[name]["slots"]), 2)
+        assert norm.shift.abs().max() > 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["released"] == 0, "nothing is rewired in the first epoch"
+    assert lines[-1]["reallocated"] > 0 and lines[-1]["copies"] > 0
+
+
+def test_training_gets_cheaper_as_channels_go(compressed):
+    folder, summary = compressed
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    macs = [line["executed_macs"] for line in lines]
+    per_epoch = [after - before for before, after in zip([0, *macs], macs, strict=False)]
+    assert per_epoch[0] > per_epoch[1] > per_epoch[2]
+    assert not any(isinstance(m, Copying) for m in chanprune.load(folder).modules())
+    assert summary["macs"] < rows(summary)["trained"]["macs"]
+
+
+def prepared(model=SMALL, **method):
+    """A network and the method, before the first step."""
+    found = prepare(config(model, **method))
+    chosen = SelectiveConvolution(**{k: v for k, v in {**PLENTY, **method}.items() if k != "name"})
+    network = found.network
+    chosen.before_training(network.model, network.graph, Setting(1.0, 100, 0, norm_decay=1e-4))
+    return chosen, network
+
+
+def steps(epochs):
+    return [Step(10 * epoch, epoch, 0.1, epoch / epochs) for epoch in range(epochs)]
+
+
+@pytest.mark.parametrize("epochs, expected", [(4, [1, 2]), (5, [1, 2, 3]), (300, range(1, 151))])
+def test_it_decides_after_each_epoch_of_the_first_half(epochs, expected):
+    chosen, _ = prepared(until=0.5, threshold=0.0)
+    decided = [step.epoch for step in steps(epochs) if chosen.rewirings(step)]
+    assert decided == list(expected)
+
+
+def test_every_slot_stays_open_where_there_are_copies_and_none_opens_again_elsewhere():
+    chosen, network = prepared()
+    bank = Bank(network.model, network.graph, torch.optim.SGD(network.model.parameters(), lr=0.1))
+    params = sum(p.numel() for p in network.model.parameters())
+    before = None
+    for step in steps(4):
+        for rewiring in chosen.rewirings(step):
+            bank.rewire(rewiring)
+        plan = chosen.active_channels(step)
+        if plan is not None:
+            bank.activate(plan)
+            if before is not None:
+                for name, kept in plan.kept.items():
+                    assert set(kept) <= set(before.kept[name]) and kept
+            before = plan
+    assert before is not None and wiring(network.model)
+    pointwise = {unit.group for unit in chosen.units if unit.is_pointwise}
+    assert not pointwise & before.kept.keys()
+    bank.activate(None)
+    assert params == sum(p.numel() for p in network.model.parameters())
+
+
+def test_decisions_are_the_same_wherever_they_are_taken():
+    decisions = []
+    for _ in range(2):
+        chosen, _ = prepared()
+        decisions.append(chosen.rewirings(steps(4)[1]))
+    for one, other in zip(*decisions, strict=True):
+        assert (one.conv, list(one.released)) == (other.conv, list(other.released))
+        if one.copies is not None:
+            assert one.copies.sources == other.copies.sources
+            assert torch.equal(one.copies.shifts, other.copies.shifts)
+
+
+def test_shifts_have_a_weight_decay_of_their_own():
+    chosen, network = prepared()
+    options = TrainOptions(**config()["train"])
+    optimiser = make_optimiser(network.model, options, chosen.weight_decays())
+    by_parameter = {id(p): g["weight_decay"] for g in optimiser.param_groups for p in g["params"]}
+    assert len(by_parameter) == len(list(network.model.parameters()))
+    for name, parameter in network.model.named_parameters():
+        assert by_parameter[id(parameter)] == (1e-5 if name.endswith(".shift") else 1e-4)
+
+
+@pytest.mark.parametrize("scope, expected", [("pointwise", 18), ("all", 36)])
+def test_which_convolutions_have_copies(scope, expected):
+    chosen, network = prepared(DENSE, scope=scope)
+    assert len(chosen.units) == 36
+    assert sum(isinstance(m, Copying) for m in network.model.modules()) == expected
+
+
+def test_what_cannot_be_selective_is_listed():
+    chosen, _ = prepared()
+    assert "left alone" in chosen.advice and "conv" in chosen.advice
+    with torch.device("meta"):
+        grouped = build("preresnext29", num_classes=10, in_channels=3, image_size=32, width=0.25)
+        vgg = build("vgg16", num_classes=10, in_channels=3, image_size=32, width=0.25)
+    _, others = selective_units(grouped, trace(grouped, (3, 32, 32)))
+    assert sum(reason == "it is in groups" for reason in others.values()) == 9
+    units, others = selective_units(vgg, trace(vgg, (3, 32, 32)))
+    assert units and any("pool" in reason for reason in others.values())
+
+
+def test_a_network_without_selective_convolutions_is_refused():
+    with pytest.raises(UserError, match="no convolution that only reads a batch norm and ReLU"):
+        prepare(config({"name": "vgg11", "width": 0.0625, "norm": False}))
+
+
+def test_a_schedule_that_is_too_short_for_the_threshold_is_pointed_out():
+    chosen, _ = prepared(threshold=1e-5)
+    assert "releases hardly anything" in chosen.advice
+    assert "hardly" not in prepared(threshold=0.5)[0].advice

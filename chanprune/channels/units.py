@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.copies import Copying
+from chanprune.channels.graph import ChannelGraph, ChannelGroup
 
 RELU_FUNCTIONS = (torch.relu, F.relu, "relu", "relu_")
 PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d)
@@ -61,9 +62,8 @@ def selective_units(model: nn.Module, graph: ChannelGraph) -> tuple[list[Unit], 
             others[name] = "it is in groups"
         elif isinstance(found, str):
             others[name] = found
-        elif group_of[str(found.target)].fixed is not None or group_of[str(found.target)].coupled:
-            group = group_of[str(found.target)]
-            others[name] = group.fixed or "several layers are summed to its input"
+        elif reason := _why_whole(group_of[str(found.target)], modules[str(found.target)]):
+            others[name] = reason
         elif len([n for n in graph.calls.nodes if n.target == node.target]) > 1:
             others[name] = "it is called several times"
         else:
@@ -72,6 +72,13 @@ def selective_units(model: nn.Module, graph: ChannelGraph) -> tuple[list[Unit], 
             is_pointwise = conv.kernel_size == (1, 1)
             units.append(Unit(str(found.target), name, group.name, tuple(size), is_pointwise))
     return units, others
+
+
+def _why_whole(group: ChannelGroup, norm: nn.Module) -> str:
+    """Say why a convolution must keep all its inputs, if it must; copies are no reason."""
+    if group.coupled:
+        return "several layers are summed to its input"
+    return "" if isinstance(norm, Copying) else group.fixed or ""
 
 
 def _norm_in_front(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | str:

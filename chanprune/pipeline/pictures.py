@@ -39,7 +39,7 @@ def draw_pareto(
     axes.set_ylabel("validation accuracy %")
     axes.set_title(f"{len(points)} runs; the line joins those that no other beats", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_kept_channels(path: Path, widths: Mapping[str, tuple[int, int]], title: str) -> None:
@@ -71,14 +71,14 @@ def draw_kept_channels(path: Path, widths: Mapping[str, tuple[int, int]], title:
             color="black" if count < 0.9 * whole else KEPT,
         )
     size = 6 if is_crowded else 8
-    labels = [_short(name) for name in names]
+    labels = [short(name) for name in names]
     axes.set_xticks(places, labels, rotation=90 if is_crowded else 60, ha="right", fontsize=size)
     axes.set_xlim(-0.7, len(names) - 0.3)
     axes.set_ylabel("channels")
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, loc="upper left", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_sorted_scales(
@@ -136,7 +136,7 @@ def draw_sorted_scales(
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_scales_by_channel(
@@ -170,7 +170,7 @@ def draw_scales_by_channel(
                 color=colours(0.95 * number / last),
                 linewidth=0.5 if is_crowded else 1.1,
                 alpha=0.5 if is_crowded else 0.9,
-                label=_short(name) if number in (0, len(groups) - 1) else None,
+                label=short(name) if number in (0, len(groups) - 1) else None,
             )
         axes.set_xlim(0, 100)
         axes.set_xlabel(order)
@@ -181,7 +181,7 @@ def draw_scales_by_channel(
     grid[0][0].set_ylabel(score)
     grid[0][-1].legend(frameon=False, fontsize=8, title="first and last layer", title_fontsize=8)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_levels(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> None:
@@ -213,7 +213,7 @@ def draw_levels(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], t
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14))
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_active_channels(path: Path, metrics: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -243,7 +243,7 @@ def draw_active_channels(path: Path, metrics: Sequence[Mapping[str, Any]], title
             x,
             [100 * line[key] for line in epochs],
             color=colours(0.95 * number / max(1, len(shares) - 1)),
-            label=_short(key.partition(".")[2]) if number in (0, len(shares) - 1) else None,
+            label=short(key.partition(".")[2]) if number in (0, len(shares) - 1) else None,
         )
     bottom.set_ylim(0, 103)
     bottom.set_ylabel("active channels of each group (%)")
@@ -253,7 +253,7 @@ def draw_active_channels(path: Path, metrics: Sequence[Mapping[str, Any]], title
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_shares(
@@ -284,7 +284,7 @@ def draw_shares(
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def find_cliff(ascending: npt.NDArray[np.float64], factor: float = 10.0) -> int | None:
@@ -310,11 +310,13 @@ def find_cliff(ascending: npt.NDArray[np.float64], factor: float = 10.0) -> int 
     return steepest + int(steps.argmax())
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """Return a layer's name without what all of them begin with."""
     return name.removeprefix("features.").removeprefix("stages.")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to a PNG file."""
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

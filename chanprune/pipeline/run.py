@@ -27,6 +27,7 @@ from chanprune.channels import (
     prefix_plan,
     recalibrate,
     scale_scores,
+    selective_units,
     trace,
     wiring,
 )
@@ -50,6 +51,7 @@ from chanprune.pipeline.prepare import Network, Prepared, channels_last, make_me
 from chanprune.pipeline.pruning import PruneReport
 from chanprune.pipeline.record import Record, quiet_writers
 from chanprune.pipeline.reuse import StageCache, training_depends_on
+from chanprune.pipeline.rewiring_pictures import draw_fields, draw_rewirings
 from chanprune.pipeline.table import Row, as_csv, as_markdown, levels_by_stage
 
 EVAL_BATCH = 500
@@ -401,6 +403,11 @@ class _Experiment:
         draw_active_channels(
             self.run_dir / "active.png", self.record.metrics(), f"{self._title()}: active channels"
         )
+        draw_rewirings(
+            self.run_dir / "rewired.png", self.record.metrics(), f"{self._title()}: channels"
+        )
+        convs = {unit.norm: unit.conv for unit in selective_units(network.model, network.graph)[0]}
+        draw_fields(self.run_dir / "fields.png", network.model, convs, f"{self._title()}: kernels")
         table = as_markdown(network.rows, notes)
         write_text(self.run_dir / "table.md", table)
         write_text(self.run_dir / "table.csv", as_csv(network.rows))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from chanprune.channels import Copying
@@ -53,6 +54,7 @@ def draw_rewirings(path: Path, metrics: Sequence[Mapping[str, Any]], title: str)
         axes.set_yticks(
             range(0, len(layers), every), [short(n) for n in layers[::every]], fontsize=6
         )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("in front of epoch")
         axes.set_title(f"{what}: {int(table.sum()):,} in all", fontsize=9)
     figure.suptitle(title, fontsize=10)
@@ -93,7 +95,7 @@ def draw_fields(path: Path, model: nn.Module, convs: Mapping[str, str], title: s
         around = field.clone()
         around[middle, middle] = 0
         axes.imshow(around.numpy(), cmap="magma_r", vmin=0)
-        axes.set_title(f"{short(name)}\n{own / field.sum().item():.0%} in the middle", fontsize=6)
+        axes.set_title(f"{short(name)}\n{own / field.sum().item():.1%} in the middle", fontsize=6)
     figure.suptitle(f"{title}\nweight beside the middle pixel, whose own is left out", fontsize=9)
     save(figure, path)
 

@@ -228,6 +228,7 @@ class SelectiveConvolution(_Section):
     top: Annotated[int, Field(ge=1)]
     max_copies: Annotated[int, Field(ge=1)] | None
     until: Annotated[float, Field(ge=0, le=1)]
+    shift: Literal["pre", "post"]
     scope: Literal["pointwise", "all"]
     order: Literal["largest", "l2"]
     moment: Literal["mean", "square"]

@@ -138,7 +138,7 @@ def with_copies(name: str, device: str) -> Form:
         norm = model.get_submodule(unit.norm)
         assert isinstance(norm, nn.BatchNorm2d)
         width = norm.num_features
-        copying = allow_copies(norm, width)
+        copying = allow_copies(norm)
         free = torch.randperm(width, generator=draws)[: round(REALLOCATED * width)]
         for part in free.tensor_split(CALLS):
             damage = torch.rand(width, 8, generator=draws, dtype=torch.float64)

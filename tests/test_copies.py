@@ -17,6 +17,9 @@ from chanprune.channels import (
     compact,
     count,
     count_plan,
+    expand,
+    expanded,
+    rebuild,
     rewire,
     selective_units,
     trace,
@@ -147,7 +150,7 @@ def read_by_hand(norm, images):
 @pytest.mark.parametrize("training", [True, False])
 def test_a_batch_norm_with_copies_normalises_what_its_slots_read(training, form):
     plain = randomise(nn.Sequential(nn.BatchNorm2d(6)), 0)[0].double()
-    norm = allow_copies(copy.deepcopy(plain), 6)
+    norm = allow_copies(copy.deepcopy(plain))
     images = random(3, 6, 5, 4, form=form).requires_grad_()
     assert torch.equal(norm.train(training)(images), plain.train(training)(images))
     norm.copy(Copies([1, 4], [0, 2], [0, 5], random(2, 2, seed=1)))
@@ -216,7 +219,7 @@ def network(kind="preactivation", seed=0):
 def first_unit(model, graph):
     units, _ = selective_units(model, graph)
     norm = model.get_submodule(units[0].norm)
-    return units[0], norm if isinstance(norm, Copying) else allow_copies(norm, norm.num_features)
+    return units[0], norm if isinstance(norm, Copying) else allow_copies(norm)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -295,7 +298,7 @@ def test_rewired_networks_are_traced_compacted_and_counted(kind):
     """Dead filters go, shifts of copies alone stay, and the function is the same."""
     model, graph = network(kind)
     for unit in selective_units(model, graph)[0]:
-        norm = allow_copies(model.get_submodule(unit.norm), graph.groups[unit.group].size)
+        norm = allow_copies(model.get_submodule(unit.norm))
         norm.copy(Copies([1, 3], [0, 2], [0, 2], random(2, 2, seed=1)))
     model.eval()
     images = random(2, *SMALL_SHAPE)
@@ -333,7 +336,7 @@ def test_a_stream_keeps_what_something_reads():
 
 
 def test_without_copies_a_norm_becomes_what_it_was():
-    norm = allow_copies(nn.BatchNorm2d(4), 4)
+    norm = allow_copies(nn.BatchNorm2d(4))
     norm.drop_idle_shifts()
     assert type(norm) is nn.BatchNorm2d
     assert norm.state_dict().keys() == nn.BatchNorm2d(4).state_dict().keys()
@@ -358,3 +361,56 @@ def test_counts_with_all_shifts_are_the_paper_s_code_s(name, options, units, wit
         model.get_submodule(unit.conv).in_channels for unit in found if unit.is_pointwise
     )
     assert sum(p.numel() for p in model.parameters()) + shifts == with_shifts
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_copies_behind_the_activation_are_larger_kernels(stride):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 5, 1, stride, bias=False).double()
+    copying = allow_copies(copy.deepcopy(conv))
+    images = torch.relu(random(2, 8, 7, 6))
+    assert torch.equal(copying(images), conv(images))
+    copying.copy(Copies([1, 3, 5, 6], [0, 0, 2, 0], [0, 0, 2, 0], 1.4 * random(4, 2, seed=1)))
+    module, description = expanded(copying)
+    torch.testing.assert_close(module(images), copying(images), atol=1e-12, rtol=0)
+    assert description["own"] == [4, 7] and description["copied"] == [0, 2]
+    model, skeleton = nn.Sequential(copying), nn.Sequential(copy.deepcopy(conv))
+    rebuild(skeleton, expand(model))
+    skeleton.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(skeleton(images), module(images))
+
+
+def test_copies_in_front_of_the_activation_are_not():
+    """No kernel on the activated source gives what a copy with a scale and shift of its own is."""
+    images, shift = random(4, 1, 12, 12), torch.tensor([[0.6, -0.7]], dtype=torch.float64)
+    source, copied = torch.relu(0.8 * images + 0.3), translate(images, shift)
+    target = torch.relu(-1.1 * copied - 0.2).flatten()
+    padded = F.pad(source, (2, 2, 2, 2), mode="replicate")
+    neighbours = F.unfold(padded, 5).transpose(1, 2).reshape(-1, 25)
+    best = torch.linalg.lstsq(neighbours, target[:, None]).solution
+    residual = (neighbours @ best)[:, 0] - target
+    assert residual.norm() > 0.1 * target.norm()
+
+
+def test_the_slides_size_of_condensenet_takes_four_fifths_of_the_inputs():
+    """CondenseNet-182 with selective convolutions, 3.24M parameters in the end (slides)."""
+    with torch.device("meta"):
+        model = build("condensenet182", num_classes=10, in_channels=3, image_size=32)
+    graph = trace(model, (3, 32, 32))
+    units = [u for u in selective_units(model, graph)[0] if u.is_pointwise]
+    assert len(units) == 90
+
+    def plan(share):
+        sizes = {unit.group: graph.groups[unit.group].size for unit in units}
+        return Plan({name: range(round(share * size)) for name, size in sizes.items()})
+
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        share = (low + high) / 2
+        above = count_plan(model, graph, plan(share)).params > 3_240_000
+        low, high = (low, share) if above else (share, high)
+    counts = count_plan(model, graph, plan(low))
+    assert count_plan(model, graph, Plan({})).params == 13_792_906
+    assert counts.params == pytest.approx(3_240_000, rel=0.002)
+    assert 0.17 < low < 0.19
+    assert 370e6 < counts.macs < 440e6, "the slides say 422M, in a convention of their own"

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import chanprune
-from chanprune.channels import Bank, Copying, count, selective_units, trace, wiring
+from chanprune.channels import Bank, Copying, Expanded, count, selective_units, trace, wiring
 from chanprune.errors import UserError
 from chanprune.methods import SelectiveConvolution, Setting, Step
 from chanprune.models import build
@@ -42,16 +42,22 @@ def compressed(tmp_path_factory):
     return folder, execute(config(realloc=False), folder)
 
 
+@pytest.fixture(scope="module")
+def expanded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("expanded") / "run"
+    return folder, execute(config(shift="post"), folder)
+
+
 def rows(summary):
     return {row["stage"]: row for row in summary["stages"]}
 
 
-def test_the_physical_network_is_the_trained_one(accurate, compressed):
-    for folder, summary in (accurate, compressed):
+def test_the_physical_network_is_the_trained_one(accurate, compressed, expanded):
+    for folder, summary in (accurate, compressed, expanded):
         trained, pruned = rows(summary)["trained"], rows(summary)["pruned"]
         assert trained["test_accuracy"] == pruned["test_accuracy"]
         assert trained["val_accuracy"] == pruned["val_accuracy"]
-        assert pruned["params"] < trained["params"]
+        assert (pruned["params"] < trained["params"]) == (folder != expanded[0])
         model = chanprune.load(folder)
         counts = count(model, (1, 16, 16))
         stored = load_file(folder / "model.safetensors")
@@ -72,6 +78,13 @@ def test_released_columns_serve_copies(accurate):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["released"] == 0, "nothing is rewired in the first epoch"
     assert lines[-1]["reallocated"] > 0 and lines[-1]["copies"] > 0
+
+
+def test_copies_behind_the_activation_become_kernels(expanded):
+    folder, _ = expanded
+    modules = [m for m in chanprune.load(folder).modules() if isinstance(m, Expanded)]
+    assert modules and all(m.wide.kernel_size[0] >= 3 for m in modules)
+    assert not any(isinstance(m, Copying) for m in chanprune.load(folder).modules())
 
 
 def test_training_gets_cheaper_as_channels_go(compressed):
@@ -170,6 +183,11 @@ def test_what_cannot_be_selective_is_listed():
 def test_a_network_without_selective_convolutions_is_refused():
     with pytest.raises(UserError, match="no convolution that only reads a batch norm and ReLU"):
         prepare(config({"name": "vgg11", "width": 0.0625, "norm": False}))
+
+
+def test_copies_behind_the_activation_are_for_pointwise_convolutions():
+    with pytest.raises(UserError, match="take method.scope=pointwise"):
+        prepare(config(shift="post", scope="all"))
 
 
 def test_a_schedule_that_is_too_short_for_the_threshold_is_pointed_out():

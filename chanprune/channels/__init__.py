@@ -19,6 +19,7 @@ from chanprune.channels.counting import (
     executed_macs,
 )
 from chanprune.channels.damage import DamageOptions, expected_damage
+from chanprune.channels.expanded import Expanded, expand, expanded, rebuild
 from chanprune.channels.fidelity import Fidelity, fidelity_groups, prefix_plan
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
 from chanprune.channels.order import order_by
@@ -41,6 +42,7 @@ __all__ = [
     "Copying",
     "Counts",
     "DamageOptions",
+    "Expanded",
     "Fidelity",
     "LayerCount",
     "Plan",
@@ -54,6 +56,8 @@ __all__ = [
     "count",
     "count_plan",
     "executed_macs",
+    "expand",
+    "expanded",
     "expected_damage",
     "fidelity_groups",
     "filter_scores",
@@ -62,6 +66,7 @@ __all__ = [
     "narrow",
     "order_by",
     "prefix_plan",
+    "rebuild",
     "recalibrate",
     "scale_scores",
     "rewire",

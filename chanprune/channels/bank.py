@@ -84,14 +84,14 @@ class Bank:
             moment[:, list(rewiring.released)] = 0
         if rewiring.copies is None:
             return
-        norm = self.model.get_submodule(rewiring.norm)
-        assert isinstance(norm, Copying)
-        norm.copy(rewiring.copies)
+        reader = self.model.get_submodule(rewiring.reader)
+        assert isinstance(reader, Copying)
+        reader.copy(rewiring.copies)
         slots, like = list(rewiring.copies.slots), list(rewiring.copies.like)
-        for moment in self._moments_of(norm.shift):
+        for moment in self._moments_of(reader.shift):
             moment[slots] = 0
-        for name in ("weight", "bias"):
-            for moment in self._moments_of(norm.get_parameter(name)):
+        for name in ("weight", "bias") if isinstance(reader, nn.BatchNorm2d) else ():
+            for moment in self._moments_of(reader.get_parameter(name)):
                 moment[slots] = moment[like]
 
     def _parameter(self, module: str, name: str) -> nn.Parameter:

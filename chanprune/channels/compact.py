@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.absorb import Absorption, absorb_constants
-from chanprune.channels.copies import copying_norms
+from chanprune.channels.copies import copying_layers
 from chanprune.channels.emptied import constant_of
 from chanprune.channels.gathered import read
 from chanprune.channels.graph import ChannelGraph, Layer
@@ -105,8 +105,8 @@ def _shrunk(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Pl
             small.set_submodule(name, constant_of(model, layer.made_of, kept))
             continue
         put(small.get_submodule(name), layer, state)
-    for norm in copying_norms(small).values():
-        norm.drop_idle_shifts()
+    for copying in copying_layers(small).values():
+        copying.drop_idle_shifts()
     if after.calls is graph.calls:
         return small
     return fx.GraphModule(small, after.calls, type(model).__name__).train(model.training)

@@ -1,8 +1,10 @@
 """Copies: channels of a layer's input that are shifted copies of others (Jeong and Shin, 2019).
 
-Behind its batch norm a layer has as many slots as its convolution has columns. A slot reads its own
-channel, or a copy of another one that a learned shift moves; scale, shift and statistics belong to
-the slot. So a column whose channel was of no use serves an important channel, seen elsewhere.
+A convolution has as many slots as it has columns. A slot reads its own channel, or a copy of
+another one that a learned shift moves. So a column whose channel was of no use serves an important
+channel, seen elsewhere. Copies are made in front of the batch norm, whose scale, shift and
+statistics then belong to the slot; or behind the activation, where a copy shares its source's, so
+that a 1x1 convolution with copies is a larger kernel (`expanded`).
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ OF_COPIES = ("index", "is_copy", "shift")
 
 @dataclass(frozen=True)
 class Copies:
-    """What slots of one batch norm read from now on.
+    """What slots of one layer read from now on.
 
     Attributes:
         slots: (R,) which slots.
-        like: (R,) the slots whose scale, shift and statistics they take.
-        sources: (R,) the channels of the norm's input that they read.
+        like: (R,) the slots whose scale, shift and statistics they take, if they have their own.
+        sources: (R,) the channels of the layer's input that they read.
         shifts: (R, 2) by how many pixels they move them, x and y.
     """
 
@@ -43,19 +45,19 @@ class Rewiring:
 
     Attributes:
         conv: Name of the convolution.
-        norm: Name of the batch norm in front of it.
+        reader: Name of the layer that has the copies: the batch norm in front of it, or itself.
         released: Its columns that become zero.
         copies: What some of them serve from now on; None: they are released for good.
     """
 
     conv: str
-    norm: str
+    reader: str
     released: Sequence[int]
     copies: Copies | None = None
 
 
 class Copying(Gathered):
-    """Stands before a batch norm among the base classes: some of its slots read shifted copies.
+    """Stands before a layer among the base classes: some of its slots read shifted copies.
 
     Attributes:
         index: (C,) the channel that each slot reads.
@@ -78,18 +80,20 @@ class Copying(Gathered):
         """Leave it to the slots what they read."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Map (N, C_stream, H, W) to (N, C, H, W)."""
+        """Map what the slots read of (N, C_stream, H, W) as the layer itself does."""
         if self.training:
             self.measure()
         slots, index = input, self.index.to(input.device)
         own = None if len(index) == input.shape[1] else index
         if len(self.copies):
             copies = self.copies.to(input.device)
-            slots = _ReadSlots.apply(input, self._shifts(), own, index[copies], copies, self.radius)
+            slots = _ReadSlots.apply(
+                input, self.moved_by(), own, index[copies], copies, self.radius
+            )
         elif own is not None:
             slots = pick(input, own)
-        normalised: Tensor = super(Gathered, self).forward(slots)
-        return normalised
+        output: Tensor = super(Gathered, self).forward(slots)
+        return output
 
     def train(self, mode: bool = True) -> Copying:
         """Set the mode; how far shifts reach is looked up while training, and once after it."""
@@ -105,9 +109,10 @@ class Copying(Gathered):
             torch.tensor(x, dtype=torch.long, device=device)
             for x in (copies.slots, copies.like, copies.sources)
         )
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            tensor = getattr(self, name)
-            tensor[slots] = tensor[like]
+        if isinstance(self, nn.BatchNorm2d):
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                tensor = getattr(self, name)
+                tensor[slots] = tensor[like]
         self.shift[slots] = copies.shifts.to(self.shift)
         self.read_copies(slots, sources)
 
@@ -127,20 +132,22 @@ class Copying(Gathered):
             if not torch.equal(index.cpu(), torch.arange(len(index))):
                 read(self, index)
         elif len(self.shift) == len(self.index):
-            self.shift = nn.Parameter(self._shifts().detach(), self.shift.requires_grad)
+            self.shift = nn.Parameter(self.moved_by().detach(), self.shift.requires_grad)
 
     def macs(self, positions: int) -> int:
         """Return the multiply-accumulates that move the copies in one image of so many pixels."""
         return TAPS_PER_SHIFT * positions * len(self.copies)
 
-    def _shifts(self) -> Tensor:
+    def moved_by(self) -> Tensor:
+        """Return the shifts (R, 2) of the copies."""
         return self.shift if len(self.shift) == len(self.copies) else self.shift[self.copies]
 
+    @torch.inference_mode(False)
     def measure(self) -> None:
         """Look up which slots are copies, and how far they are shifted."""
         if not self.is_copy.is_meta:
             self.copies = self.is_copy.nonzero().flatten()
-        self.radius = radius_of(self._shifts())
+        self.radius = radius_of(self.moved_by())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Copying:
         super()._apply(fn, recurse)
@@ -187,47 +194,42 @@ class _ReadSlots(torch.autograd.Function):
 _TYPES: dict[type[nn.Module], type[Copying]] = {}
 
 
-def allow_copies(norm: nn.BatchNorm2d, channels: int) -> Copying:
-    """Let a batch norm have copies from now on; at first it has none.
-
-    Args:
-        norm: The batch norm, changed in place.
-        channels: Of its input.
-    """
-    kind = type(norm)
+def allow_copies(layer: nn.BatchNorm2d | nn.Conv2d) -> Copying:
+    """Let a layer have copies from now on; at first it has none. It is changed in place."""
+    kind = type(layer)
+    channels = layer.num_features if isinstance(layer, nn.BatchNorm2d) else layer.in_channels
     if kind not in _TYPES:
         _TYPES[kind] = type(f"Copying{kind.__name__}", (Copying, kind), {})
-    norm.__class__ = _TYPES[kind]  # type: ignore[assignment]
-    assert isinstance(norm, Copying)
-    device = norm.weight.device
-    norm.register_buffer("index", torch.arange(channels))
-    norm.register_buffer("is_copy", torch.zeros(channels, dtype=torch.bool))
-    norm.shift = nn.Parameter(torch.zeros(channels, 2, dtype=norm.weight.dtype, device=device))
-    norm.measure()
-    return norm if device.type == "meta" else norm.to(device)
+    layer.__class__ = _TYPES[kind]  # type: ignore[assignment]
+    assert isinstance(layer, Copying)
+    device = layer.weight.device
+    layer.register_buffer("index", torch.arange(channels))
+    layer.register_buffer("is_copy", torch.zeros(channels, dtype=torch.bool))
+    layer.shift = nn.Parameter(torch.zeros(channels, 2, dtype=layer.weight.dtype, device=device))
+    layer.measure()
+    return layer if device.type == "meta" else layer.to(device)
 
 
-def copying_norms(model: nn.Module) -> dict[str, Copying]:
-    """Find the batch norms that may have copies, by name."""
+def copying_layers(model: nn.Module) -> dict[str, Copying]:
+    """Find the layers that may have copies, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Copying)}
 
 
 def wiring(model: nn.Module) -> dict[str, dict[str, list[int]]]:
-    """Describe all copies: name of the norm -> slots, and the channels that they read.
+    """Describe all copies: name of the layer -> slots, and the channels that they read.
 
     `rewire` does the same to a network that has none.
     """
     return {
-        name: {"slots": norm.copies.tolist(), "sources": norm.index[norm.copies].tolist()}
-        for name, norm in copying_norms(model).items()
-        if norm.is_copy.any()
+        name: {"slots": layer.copies.tolist(), "sources": layer.index[layer.copies].tolist()}
+        for name, layer in copying_layers(model).items()
+        if layer.is_copy.any()
     }
 
 
 def rewire(model: nn.Module, wiring: Mapping[str, Mapping[str, Any]]) -> None:
     """Give a network, in place, the copies that `wiring` describes; their shifts are zero."""
     for name, own in wiring.items():
-        norm = model.get_submodule(name)
-        assert isinstance(norm, nn.BatchNorm2d)
-        copying = allow_copies(norm, norm.num_features)
-        copying.read_copies(torch.tensor(own["slots"]), torch.tensor(own["sources"]))
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.BatchNorm2d | nn.Conv2d)
+        allow_copies(layer).read_copies(torch.tensor(own["slots"]), torch.tensor(own["sources"]))

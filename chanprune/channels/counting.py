@@ -119,7 +119,7 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Counts:
     for name, module in shapes.named_modules():
         if isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)):
             module.register_forward_hook(partial(_note_output, outputs, tally, name))
-        elif isinstance(module, Copying):
+        if isinstance(module, Copying):
             module.register_forward_hook(partial(_note_positions, positions, name))
     images = torch.empty((1, *input_shape), device="meta", dtype=_dtype(shapes))
     with torch.no_grad(), tally:
@@ -133,7 +133,7 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Counts:
             elements = outputs.get(name, 0)
             macs = elements * module.weight[0].numel() if elements else 0
             if isinstance(module, Copying):
-                macs = module.macs(positions.get(name, 0))
+                macs += module.macs(positions.get(name, 0))
             layers.append(LayerCount(name, kind, width_in, width_out, params, macs, elements))
     return Counts(layers, tally)
 
@@ -162,11 +162,12 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
             inputs = outputs if layer.kind == "norm" else len(layer.inputs)
             kind = "constant" if layer.kind == "constant" else kind
             params = sum(sizes.values())
-            if isinstance(module, Copying):
-                params += module.shift.shape[1] * len(module.copies)
-                macs = module.macs(layer.positions)
             if layer.kind in ("conv", "linear"):
                 macs, elements = layer.positions * sizes["weight"], layer.positions * outputs
+            if isinstance(module, Copying):
+                params += module.shift.shape[1] * len(module.copies)
+                read = layer.positions * math.prod(getattr(module, "stride", ()))
+                macs += module.macs(read)
         elif name in graph.layers:
             continue
         layers.append(LayerCount(name, kind, inputs, outputs, params, macs, elements))
@@ -207,7 +208,7 @@ def _note_output(
 def _note_positions(
     positions: dict[str, int], name: str, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor
 ) -> None:
-    positions[name] = positions.get(name, 0) + math.prod(out.shape[2:])
+    positions[name] = positions.get(name, 0) + math.prod(inputs[0].shape[2:])
 
 
 def _describe(module: nn.Module) -> tuple[str, int, int]:

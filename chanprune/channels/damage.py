@@ -41,6 +41,7 @@ def expected_damage(
     norm: nn.BatchNorm2d,
     map_size: tuple[int, int],
     options: DamageOptions | None = None,
+    index: Tensor | None = None,
 ) -> Tensor:
     """Return the expected channel damage matrix (inputs, outputs) in float64.
 
@@ -52,6 +53,7 @@ def expected_damage(
         norm: The batch norm in front of it; ReLU stands between.
         map_size: Height and width of the convolution's input in pixels.
         options: What is taken into account; None: the paper's.
+        index: (I,) the channel of the norm that each column reads; None: its own.
     """
     options = options or DamageOptions()
     weight = conv.weight.detach().double()
@@ -62,6 +64,8 @@ def expected_damage(
     else:
         weight_met = weight
     scale, shift = norm.weight.detach().double(), norm.bias.detach().double()
+    if index is not None:
+        scale, shift = scale[index], shift[index]
     mean = mean_activity(shift, scale)[:, None]
     sums = weight_met.sum((2, 3)).T
     if options.moment == "mean":

@@ -260,6 +260,8 @@ def _convolution(walk: _Walk, node: fx.Node) -> ChannelNumbers:
         outputs = walk.numbering.new(module.out_channels, name)
     for numbers in (inputs, outputs):
         walk.numbering.divide(numbers, blocks, name)
+    if isinstance(module, Copying):
+        walk.freeze(inputs, f"{name} has copies of channels")
     positions = math.prod(_shape(node)[2:])
     follower = _following_norm(walk, node)
     layer = Layer(

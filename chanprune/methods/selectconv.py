@@ -48,6 +48,9 @@ class SelectiveConvolution(Method):
         top: A copy's source is one of so many inputs (K).
         max_copies: Copies that one channel may have (N_max); null: any number.
         until: Share of the training after which nothing is rewired.
+        shift: Whether copies are made in front of batch norm and activation ("pre", the authors'),
+            or behind ("post": they share their source's normalisation, so that what comes of it
+            are larger kernels).
         scope: Which convolutions have copies: "pointwise" ones (the authors' code), or "all"; the
             others release only.
         order: In which inputs are released, see `released`.
@@ -67,6 +70,7 @@ class SelectiveConvolution(Method):
         top: int = 3,
         max_copies: int | None = None,
         until: float = 0.5,
+        shift: Literal["pre", "post"] = "pre",
         scope: Literal["pointwise", "all"] = "pointwise",
         order: Literal["largest", "l2"] = "largest",
         moment: Literal["mean", "square"] = "mean",
@@ -79,6 +83,7 @@ class SelectiveConvolution(Method):
         self.top = top
         self.max_copies = max_copies
         self.until = until
+        self.shift = shift
         self.scope = scope
         self.order = order
         self.options = DamageOptions(moment, taps, padding)
@@ -95,8 +100,13 @@ class SelectiveConvolution(Method):
         """Find the selective convolutions, and let them have copies.
 
         Raises:
-            UserError: There is none.
+            UserError: There is none, or copies behind the activation cannot become kernels.
         """
+        if self.shift == "post" and self.scope == "all" and self.realloc:
+            raise UserError(
+                "method.shift=post makes larger kernels of 1x1 convolutions; those of others would "
+                "differ at the border, so take method.scope=pointwise, or method.shift=pre"
+            )
         self.model, self.seed = model, setting.seed
         self.units, others = selective_units(model, graph)
         if not self.units:
@@ -106,10 +116,10 @@ class SelectiveConvolution(Method):
                 f"ReLU, whose inputs this method could release ({reasons})"
             )
         for unit in self.units:
-            norm = model.get_submodule(unit.norm)
-            if self._may_copy(unit) and not isinstance(norm, Copying):
-                assert isinstance(norm, nn.BatchNorm2d)
-                allow_copies(norm, norm.num_features)
+            reader = model.get_submodule(self._reader(unit))
+            if self._may_copy(unit) and not isinstance(reader, Copying):
+                assert isinstance(reader, nn.BatchNorm2d | nn.Conv2d)
+                allow_copies(reader)
         sizes = {unit.group: graph.groups[unit.group].size for unit in self.units}
         self._open = {
             u.group: list(range(sizes[u.group])) for u in self.units if not self._may_copy(u)
@@ -122,8 +132,7 @@ class SelectiveConvolution(Method):
 
     def weight_decays(self) -> dict[float, list[nn.Parameter]]:
         """Return the shifts, which decay less than weights."""
-        norms = [self.model.get_submodule(u.norm) for u in self.units if self._may_copy(u)]
-        shifts = [norm.shift for norm in norms if isinstance(norm, Copying)]
+        shifts = [layer.shift for layer in self._readers()]
         return {self.shift_decay: shifts} if shifts else {}
 
     def rewirings(self, step: Step) -> list[Rewiring]:
@@ -144,8 +153,7 @@ class SelectiveConvolution(Method):
 
     def after_epoch(self, step: Step) -> dict[str, float]:
         """Report what was released and re-allocated in front of this epoch, and shifts so far."""
-        norms = [self.model.get_submodule(u.norm) for u in self.units if self._may_copy(u)]
-        shifts = [n.shift.detach()[n.copies].abs() for n in norms if isinstance(n, Copying)]
+        shifts = [layer.moved_by().detach().abs() for layer in self._readers()]
         moved = torch.cat([shift.flatten() for shift in shifts]) if shifts else torch.zeros(0)
         counts: dict[str, float] = {}
         for what, layers in self._counts.items():
@@ -162,15 +170,14 @@ class SelectiveConvolution(Method):
         self, model: nn.Module, graph: ChannelGraph, options: PruneOptions
     ) -> tuple[Selection, dict[str, Tensor]]:
         """Keep what is open, and of what copies are read from, what is read."""
-        kept = {name: list(own) for name, own in self._open.items()}
+        group_of = {norm: group.name for group in graph.groups.values() for norm in group.norms}
+        releasing = [unit for unit in self.units if unit.group in self._open]
+        kept = {group_of[unit.norm]: list(self._open[unit.group]) for unit in releasing}
         scores = {
-            unit.group: shares(self._damage(model, unit)).amax(1)
-            for unit in self.units
-            if unit.group in kept
+            group_of[unit.norm]: shares(self._damage(model, unit)).amax(1) for unit in releasing
         }
+        self.remarks = (self._layer_local(model),)
         unread = graph.unread(Plan(kept))
-        local = self._layer_local(model, kept)
-        self.remarks = (local,)
         for name, left in unread.items():
             scores[name] = torch.zeros(graph.groups[name].size, dtype=torch.float64)
             scores[name][left] = 1.0
@@ -204,11 +211,22 @@ class SelectiveConvolution(Method):
     def _may_copy(self, unit: Unit) -> bool:
         return self.realloc and (unit.is_pointwise or self.scope == "all")
 
+    def _reader(self, unit: Unit) -> str:
+        """Name the layer that has the copies."""
+        return unit.norm if self.shift == "pre" else unit.conv
+
+    def _readers(self) -> list[Copying]:
+        layers = [
+            self.model.get_submodule(self._reader(u)) for u in self.units if self._may_copy(u)
+        ]
+        return [layer for layer in layers if isinstance(layer, Copying)]
+
     def _damage(self, model: nn.Module, unit: Unit) -> Tensor:
         conv, norm = model.get_submodule(unit.conv), model.get_submodule(unit.norm)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
-        return expected_damage(conv, norm, unit.map_size, self.options).cpu()
+        index = conv.index if isinstance(conv, Copying) else None
+        return expected_damage(conv, norm, unit.map_size, self.options, index).cpu()
 
     def _rewire(self, unit: Unit) -> Rewiring:
         """Decide about one convolution, whose tensors hold what is open."""
@@ -221,19 +239,19 @@ class SelectiveConvolution(Method):
                 self._open[unit.group] = [c for i, c in enumerate(own) if i not in gone]
                 self._is_new = True
             return Rewiring(unit.conv, unit.norm, free)
-        norm = self.model.get_submodule(unit.norm)
-        assert isinstance(norm, Copying)
+        reader = self.model.get_submodule(self._reader(unit))
+        assert isinstance(reader, Copying)
         copies = copies_for(
             damage,
             free,
-            norm.index.cpu(),
-            norm.is_copy.cpu(),
+            reader.index.cpu(),
+            reader.is_copy.cpu(),
             top=self.top,
             max_copies=self.max_copies,
             generator=self._generator(unit),
         )
         self._counts["reallocated"][unit.conv] = len(copies.slots)
-        return Rewiring(unit.conv, unit.norm, copies.slots, copies)
+        return Rewiring(unit.conv, self._reader(unit), copies.slots, copies)
 
     def _generator(self, unit: Unit) -> torch.Generator:
         """Return random numbers that depend on seed, epoch and layer alone."""
@@ -241,13 +259,15 @@ class SelectiveConvolution(Method):
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
         return torch.Generator().manual_seed(number)
 
-    def _layer_local(self, model: nn.Module, kept: dict[str, list[int]]) -> str:
+    def _layer_local(self, model: nn.Module) -> str:
         """Say how small the convolutions alone would be, all filters kept that fed them."""
         params = macs = 0
         for unit in self.units:
+            if unit.group not in self._open:
+                continue
             conv = model.get_submodule(unit.conv)
             assert isinstance(conv, nn.Conv2d)
-            gone = conv.in_channels - len(kept.get(unit.group, range(conv.in_channels)))
+            gone = conv.in_channels - len(self._open[unit.group])
             weights = gone * conv.weight[:, 0].numel()
             positions = math.prod(
                 (size - 1) // stride + 1

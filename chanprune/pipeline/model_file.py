@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from chanprune.channels import Counts, Fidelity, Plan, State, compact, rewire, trace
+from chanprune.channels import Counts, Fidelity, Plan, State, compact, rebuild, rewire, trace
 from chanprune.errors import UserError
 from chanprune.models import build_skeleton
 from chanprune.pipeline.files import write_json, write_tensors
@@ -64,7 +64,7 @@ def save_model(
     preprocessing: Preprocessing,
     class_names: tuple[str, ...],
     counts: Counts,
-    copies: Mapping[str, Any] | None = None,
+    form: Mapping[str, Any] | None = None,
     statistics: Mapping[float, State] | None = None,
 ) -> None:
     """Write the compact network.
@@ -77,7 +77,8 @@ def save_model(
         preprocessing: What it expects of an image.
         class_names: One per logit.
         counts: Its parameters and MACs.
-        copies: Which batch norms of the original network read copies of channels, see `rewire`.
+        form: What training made of the original network: "copies", see `rewire`, and "expanded",
+            see `rebuild`.
         statistics: Fidelity level -> batch-norm statistics of its own, see `Fidelity`.
     """
     tensors = dict(model.state_dict())
@@ -87,7 +88,7 @@ def save_model(
     description = {
         "format": FORMAT,
         "architecture": dict(architecture),
-        "copies": dict(copies or {}),
+        **(form or {}),
         "plan": plan.to_json(),
         "input_shape": list(preprocessing.input_shape),
         "class_names": list(class_names),
@@ -149,6 +150,7 @@ def _restore(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> n
     architecture = dict(description["architecture"])
     input_shape = tuple(description["input_shape"])
     original = build_skeleton(**architecture)
+    rebuild(original, description.get("expanded", {}))
     rewire(original, description.get("copies", {}))
     plan = Plan.from_json(description["plan"])
     compacted = compact(original, trace(original, input_shape), plan, check=False)

@@ -29,7 +29,7 @@ class Network:
     Attributes:
         plan: What it keeps of the original.
         rows: What was measured of it.
-        copies: Which of its batch norms read copies of channels, see `wiring`.
+        form: What training made of it: "copies", see `wiring`, and "expanded", see `expand`.
         fidelity: Its levels, as they were measured last.
     """
 
@@ -38,7 +38,7 @@ class Network:
     plan: Plan = field(default_factory=lambda: Plan({}))
     rows: list[Row] = field(default_factory=list)
     fidelity: Fidelity | None = None
-    copies: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    form: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from chanprune.channels import (
     Plan,
     compact,
     count,
+    expand,
     order_by,
     prefix_plan,
     recalibrate,
@@ -223,9 +224,7 @@ class _Experiment:
     def prune(self, network: Network, method: Method, suffix: str) -> None:
         """Select channels, compact, check, and measure with and without absorbed constants."""
         began = time.perf_counter()
-        network.copies = wiring(network.model)
-        if network.copies:
-            network.graph = trace(network.model, self.dataset.info.input_shape)
+        self.settle(network)
         try:
             selection, scores = method.select_channels(network.model, network.graph, self.select)
         except ValueError as error:
@@ -276,6 +275,21 @@ class _Experiment:
             self.measure(network, f"{label}{suffix}", seconds)
         if self.recalibrate:
             self.estimate_statistics(network, suffix)
+
+    def settle(self, network: Network) -> None:
+        """Let the channel graph, and what is stored, take in what training rewired."""
+        network.form = {"expanded": expand(network.model), "copies": wiring(network.model)}
+        if not any(network.form.values()):
+            return
+        before = network.graph.groups
+        network.graph = trace(network.model, self.dataset.info.input_shape)
+        group_of = {n: group.name for group in network.graph.groups.values() for n in group.norms}
+        names = {
+            name: name if name in network.graph.groups else group_of[before[name].norms[0]]
+            for name in self.prunable
+        }
+        self.widths = {new: self.widths[old] for old, new in names.items()}
+        self.prunable = list(self.widths)
 
     def order(self, network: Network) -> None:
         """Put the channels with the largest scales first, if that is asked for."""
@@ -370,7 +384,7 @@ class _Experiment:
             preprocessing,
             info.class_names,
             counts,
-            network.copies,
+            network.form,
             network.fidelity.statistics if network.fidelity else {},
         )
         final = [row for row in network.rows if row.fidelity == 1][-1]

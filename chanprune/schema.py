@@ -109,6 +109,8 @@ class CondenseNet(_Section):
     groups: Annotated[int, Field(ge=1)]
     condensation: Annotated[int, Field(ge=1)]
     converted: bool
+    half_classifier: bool
+    dropout: Share
 
 
 class Library(_Section):
@@ -219,6 +221,14 @@ class LayerWise(_Section):
     shares: dict[str, Share]
 
 
+class LearnedGroups(_Section):
+    """method=lgc."""
+
+    name: Literal["lgc"]
+    group_lasso: NotNegative
+    cut_classifier: bool
+
+
 class Prune(_Section):
     """prune.*: which channels go."""
 
@@ -296,6 +306,7 @@ SECTIONS: dict[str, list[type[_Section]]] = {
         RandomEveryStep,
         FixedRandom,
         LayerWise,
+        LearnedGroups,
     ],
     "prune": [Prune],
     "train": [Train],

@@ -109,6 +109,8 @@ class CondenseNet(_Section):
     groups: Annotated[int, Field(ge=1)]
     condensation: Annotated[int, Field(ge=1)]
     converted: bool
+    half_classifier: bool
+    dropout: Share
 
 
 class Library(_Section):
@@ -237,6 +239,14 @@ class SelectiveConvolution(_Section):
     shift_decay: NotNegative
 
 
+class LearnedGroups(_Section):
+    """method=lgc."""
+
+    name: Literal["lgc"]
+    group_lasso: NotNegative
+    cut_classifier: bool
+
+
 class Prune(_Section):
     """prune.*: which channels go."""
 
@@ -315,6 +325,7 @@ SECTIONS: dict[str, list[type[_Section]]] = {
         FixedRandom,
         LayerWise,
         SelectiveConvolution,
+        LearnedGroups,
     ],
     "prune": [Prune],
     "train": [Train],

@@ -1,9 +1,10 @@
 """Methods by name: they decide which channels to keep."""
 
-from chanprune.methods.base import Method, PruneOptions, Setting, Step, select
+from chanprune.methods.base import Conversion, Method, PruneOptions, Setting, Step, select
 from chanprune.methods.cucb import Cucb
 from chanprune.methods.idp import IncompleteDotProducts
 from chanprune.methods.layerwise import L1Norm, RandomOnce
+from chanprune.methods.lgc import LearnedGroups
 from chanprune.methods.multi_fidelity import MultiFidelity
 from chanprune.methods.prioritized import Prioritized
 from chanprune.methods.random_channels import FinalRandom, FixedRandom, RandomEveryStep
@@ -22,15 +23,18 @@ METHODS: dict[str, type[Method]] = {
     "l1norm": L1Norm,
     "random": RandomOnce,
     "selectconv": SelectiveConvolution,
+    "lgc": LearnedGroups,
 }
 
 __all__ = [
     "METHODS",
+    "Conversion",
     "Cucb",
     "FinalRandom",
     "FixedRandom",
     "IncompleteDotProducts",
     "L1Norm",
+    "LearnedGroups",
     "Method",
     "MultiFidelity",
     "Prioritized",

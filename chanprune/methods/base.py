@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,6 +78,23 @@ class Setting:
     norm_decay: float = 0.0
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """The trained network in another form of its architecture.
+
+    Attributes:
+        label: What the table calls it.
+        options: Options of the model that differ from now on (see `models.build`).
+        state: All its tensors, by name.
+        exact: Whether it must compute what the network before it does, which is then checked.
+    """
+
+    label: str
+    options: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    exact: bool = False
+
+
 def select(scores: Mapping[str, Tensor], graph: ChannelGraph, options: PruneOptions) -> Selection:
     """Decide by the rule that the options name which of the scored channels stay.
 
@@ -116,6 +133,7 @@ class Method:
 
     Attributes:
         prunes: Whether a prune stage follows the train stage.
+        converts: Whether that stage takes the method's conversions, and no channels are selected.
         score: What `select_channels` ranks channels by, for pictures.
         levels: Fidelity levels, in (0, 1], that the product is measured at.
         level_statistics: Number of training images from which every level's own batch-norm
@@ -128,6 +146,7 @@ class Method:
     """
 
     prunes = False
+    converts = False
     score = "|batch-norm scale|"
     levels: tuple[float, ...] = (1.0,)
     level_statistics = 0
@@ -198,6 +217,10 @@ class Method:
     ) -> tuple[Selection, dict[str, Tensor]]:
         """Decide which channels stay; return the decision and the scores (C,) it rests on."""
         raise NotImplementedError(f"{type(self).__name__} does not prune")
+
+    def conversions(self, model: nn.Module) -> list[Conversion]:
+        """Return the forms that the trained network takes one after the other, the product last."""
+        return []
 
     def portraits(self) -> dict[str, dict[str, Tensor]]:
         """Return what else a picture should show of the channels: title -> group -> (C,) values."""

@@ -3,10 +3,13 @@
 While it trains, a layer's 1x1 convolution reads all channels, and learned group convolution decides
 which inputs each of its groups will keep. Converted, the layer gathers those inputs (some of them
 for several groups), convolves them in groups and shuffles the result; the classifier reads half of
-its features. Blocks are joined by pooling alone, so that every layer reads all earlier ones.
+its features unless told otherwise. Blocks are joined by pooling alone, so that every layer reads
+all earlier ones.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -55,14 +58,25 @@ class DenseLayer(nn.Module):
         groups: Of both convolutions.
         condensation: Of a converted layer, each group reads 1 / condensation of the inputs.
         converted: The 1x1 convolution is in groups, behind a selection and before a shuffle.
+        dropout: Share of the 1x1 convolution's inputs that are zero in a training step.
     """
 
-    def __init__(self, inputs: int, growth: int, groups: int, condensation: int, converted: bool):
+    def __init__(
+        self,
+        inputs: int,
+        growth: int,
+        *,
+        groups: int,
+        condensation: int,
+        converted: bool,
+        dropout: float,
+    ):
         super().__init__()
         inner = BOTTLENECK * growth
         read = inputs // condensation * groups if converted else inputs
         self.select: nn.Module = Select(inputs, read) if converted else nn.Identity()
         self.bn1 = nn.BatchNorm2d(read)
+        self.dropout: nn.Module = nn.Dropout(dropout) if dropout else nn.Identity()
         self.conv1 = nn.Conv2d(read, inner, 1, groups=groups if converted else 1, bias=False)
         self.shuffle: nn.Module = nn.ChannelShuffle(groups) if converted else nn.Identity()
         self.bn2 = nn.BatchNorm2d(inner)
@@ -70,12 +84,18 @@ class DenseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C + growth, H, W)."""
-        y = self.shuffle(self.conv1(torch.relu(self.bn1(self.select(x)))))
+        y = self.dropout(torch.relu(self.bn1(self.select(x))))
+        y = self.shuffle(self.conv1(y))
         return torch.cat([x, self.conv2(torch.relu(self.bn2(y)))], 1)
 
 
 class CondenseNet(nn.Module):
-    """Stem, three dense blocks with pooling between, batch norm, ReLU, pool, linear layer."""
+    """Stem, three dense blocks with pooling between, batch norm, ReLU, pool, linear layer.
+
+    Attributes:
+        groups: Of the convolutions in dense layers.
+        condensation: Each group of a converted layer reads 1 / condensation of the inputs.
+    """
 
     def __init__(
         self,
@@ -85,10 +105,14 @@ class CondenseNet(nn.Module):
         groups: int,
         condensation: int,
         converted: bool,
+        half_classifier: bool,
+        dropout: float,
         num_classes: int,
         in_channels: int,
     ):
         super().__init__()
+        self.groups = groups
+        self.condensation = condensation
         width = 2 * growth[0]
         self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         stages: list[nn.Module] = []
@@ -98,7 +122,14 @@ class CondenseNet(nn.Module):
             stages.append(
                 nn.Sequential(
                     *(
-                        DenseLayer(width + i * rate, rate, groups, condensation, converted)
+                        DenseLayer(
+                            width + i * rate,
+                            rate,
+                            groups=groups,
+                            condensation=condensation,
+                            converted=converted,
+                            dropout=dropout,
+                        )
                         for i in range(length)
                     )
                 )
@@ -107,8 +138,9 @@ class CondenseNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.bn = nn.BatchNorm2d(width)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        features = width // 2 if converted else width
-        self.select: nn.Module = Select(width, features) if converted else nn.Identity()
+        is_cut = converted and half_classifier
+        features = width // 2 if is_cut else width
+        self.select: nn.Module = Select(width, features) if is_cut else nn.Identity()
         self.classifier = nn.Linear(features, num_classes)
         initialise(self)
 
@@ -117,6 +149,44 @@ class CondenseNet(nn.Module):
         x = torch.relu(self.bn(self.stages(self.conv(x))))
         logits: Tensor = self.classifier(self.select(self.pool(x).flatten(1)))
         return logits
+
+    def learned_convolutions(self) -> dict[str, nn.Conv2d]:
+        """Return the 1x1 convolutions that can be put in groups, by name; none once they are."""
+        layers = [(n, m) for n, m in self.named_modules() if isinstance(m, DenseLayer)]
+        return {
+            f"{name}.conv1": layer.conv1
+            for name, layer in layers
+            if isinstance(layer.select, nn.Identity)
+        }
+
+    @torch.no_grad()
+    def converted_state(
+        self, inputs: Mapping[str, Tensor], features: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the tensors of the converted network; they share nothing with this one.
+
+        Filter o of a learned convolution belongs to group o mod G. The converted one has the
+        filters of a group next to each other, and the shuffle behind it puts the outputs back.
+
+        Args:
+            inputs: Learned convolution -> (G, I // condensation) the inputs that each group reads.
+            features: (width // 2,) what the classifier reads; None: everything, as it is with
+                half_classifier=False.
+        """
+        state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        for name, read in inputs.items():
+            layer = name.removesuffix("conv1")
+            state[f"{layer}select.index"] = read.flatten()
+            for vector in ("weight", "bias", "running_mean", "running_var"):
+                state[f"{layer}bn1.{vector}"] = state[f"{layer}bn1.{vector}"][read.flatten()]
+            filters = state[f"{name}.weight"].unflatten(0, (-1, self.groups)).unbind(1)
+            state[f"{name}.weight"] = torch.cat(
+                [own[:, index] for own, index in zip(filters, read, strict=True)]
+            )
+        if features is not None:
+            state["select.index"] = features
+            state["classifier.weight"] = state["classifier.weight"][:, features]
+        return state
 
 
 def build_condensenet(
@@ -129,8 +199,10 @@ def build_condensenet(
     groups: int = 4,
     condensation: int = 4,
     converted: bool = False,
+    half_classifier: bool = True,
+    dropout: float = 0.0,
 ) -> CondenseNet:
-    """Build CondenseNet-50, 74, 86, 98, 110, 122 or 182.
+    """Build CondenseNet-50, 74, 86, 98, 110, 122 or 182; for the options see configs/model.
 
     Raises:
         UserError: The image is too small, or the condensation too strong.
@@ -148,6 +220,8 @@ def build_condensenet(
         groups=groups,
         condensation=condensation,
         converted=converted,
+        half_classifier=half_classifier,
+        dropout=dropout,
         num_classes=num_classes,
         in_channels=in_channels,
     )

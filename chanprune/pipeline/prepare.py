@@ -28,6 +28,7 @@ class Network:
 
     Attributes:
         plan: What it keeps of the original.
+        options: Options of the model that a conversion changed.
         rows: What was measured of it.
         form: What training made of it: "copies", see `wiring`, and "expanded", see `expand`.
         fidelity: Its levels, as they were measured last.
@@ -36,6 +37,7 @@ class Network:
     model: nn.Module
     graph: ChannelGraph
     plan: Plan = field(default_factory=lambda: Plan({}))
+    options: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     fidelity: Fidelity | None = None
     form: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -110,7 +112,7 @@ def _rehearse(config: Mapping[str, Any], prepared: Prepared) -> None:
     setting = setting_of(options, len(batches), config["seed"], prune)
     method.before_training(copy.deepcopy(prepared.network.model), graph, setting)
     try:
-        if method.prunes:
+        if method.prunes and not method.converts:
             groups = graph.prunable(prune.coupled)
             select({group.name: torch.zeros(group.size) for group in groups}, graph, prune)
         method.finetune_hooks(graph)

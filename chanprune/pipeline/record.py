@@ -17,7 +17,7 @@ from chanprune.channels.operations import BATCH_NORMS
 from chanprune.pipeline.files import write_text
 
 QUIET = ("executed_macs", "activation_bytes")
-SHARES = ("_accuracy", "nearly_zero_scales", "scales_below_0.05")
+SHARES = ("_accuracy", "nearly_zero_scales", "scales_below_0.05", "dropped_weights")
 
 
 class Record:

@@ -36,6 +36,7 @@ from chanprune.errors import RunError, UserError
 from chanprune.methods import Method
 from chanprune.models import architecture
 from chanprune.parallel import agree
+from chanprune.pipeline.conversion import convert
 from chanprune.pipeline.cost import Cost, in_words
 from chanprune.pipeline.files import write_json, write_text
 from chanprune.pipeline.interruption import Interruption
@@ -114,7 +115,9 @@ def _run(experiment: _Experiment, network: Network, cache: StageCache | None) ->
         shared = cache if number == 1 and ranks.is_first() else None
         with shared.claim(stage, experiment.record, experiment.interruption) if shared else ALONE:
             experiment.train(network, method, stage, config["train"])
-        if method.prunes:
+        if method.converts:
+            experiment.convert(network, method)
+        elif method.prunes:
             experiment.prune(network, method, suffix)
         experiment.order(network)
         hooks = method.finetune_hooks(network.graph)
@@ -258,14 +261,7 @@ class _Experiment:
             f"{self._title()}: channel by channel{suffix}",
             method.score,
         )
-        for what, values in method.portraits().items():
-            draw_scales_by_channel(
-                self.run_dir / f"{what.replace(' ', '_')}{suffix}.png",
-                {"": {n: sorted(value.tolist(), reverse=True) for n, value in values.items()}},
-                f"{self._title()}: {what}{suffix}",
-                what,
-                "channels of a group, sorted (%)",
-            )
+        self.draw_portraits(method, suffix)
         seconds = time.perf_counter() - began
         network.graph, network.plan = dropped.graph, network.plan.then(plan)
         results = [(dropped, "pruned"), (absorbed, "pruned, constants absorbed")]
@@ -290,6 +286,29 @@ class _Experiment:
         }
         self.widths = {new: self.widths[old] for old, new in names.items()}
         self.prunable = list(self.widths)
+
+    def convert(self, network: Network, method: Method) -> None:
+        """Turn the network into other forms of its architecture, and measure each."""
+        self.draw_portraits(method)
+        for conversion in method.conversions(network.model):
+            began = time.perf_counter()
+            network.options |= conversion.options
+            network.model, error = convert(network.model, self.architecture(network), conversion)
+            network.graph = trace(network.model, self.dataset.info.input_shape)
+            if conversion.exact:
+                self.record.say(f"{conversion.label}: logits as before to {error:.1g}")
+            self.measure(network, conversion.label, time.perf_counter() - began)
+
+    def draw_portraits(self, method: Method, suffix: str = "") -> None:
+        """Draw what else the method has to show of the channels."""
+        for what, values in method.portraits().items():
+            draw_scales_by_channel(
+                self.run_dir / f"{what.replace(' ', '_')}{suffix}.png",
+                {"": {n: sorted(value.tolist(), reverse=True) for n, value in values.items()}},
+                f"{self._title()}: {what}{suffix}",
+                what,
+                "channels of a layer, sorted (%)",
+            )
 
     def order(self, network: Network) -> None:
         """Put the channels with the largest scales first, if that is asked for."""
@@ -379,7 +398,7 @@ class _Experiment:
         save_model(
             self.run_dir,
             network.model,
-            architecture(self.config["model"], info.input_shape, len(info.class_names)),
+            self.architecture(network),
             network.plan,
             preprocessing,
             info.class_names,
@@ -428,6 +447,12 @@ class _Experiment:
         self.record.close()
         write_json(self.run_dir / "summary.json", summary)
         return summary
+
+    def architecture(self, network: Network) -> dict[str, Any]:
+        """Return the arguments of `models.build` for the network without its plan."""
+        info = self.dataset.info
+        model = {**self.config["model"], **network.options}
+        return architecture(model, info.input_shape, len(info.class_names))
 
     def _title(self) -> str:
         method = self.config["method"]["name"]

@@ -80,7 +80,7 @@ def levels_by_stage(stages: Iterable[Mapping[str, Any]]) -> dict[str, list[Mappi
 
 
 def _share(value: int, whole: int) -> str:
-    """Format a count, and what is gone of the whole."""
+    """Format a count, and by how much it differs from the whole."""
     if value == whole:
         return f"{value:,}"
-    return f"{value:,} (-{100 * (1 - value / whole):.1f} %)"
+    return f"{value:,} ({100 * (value / whole - 1):+.1f} %)"

@@ -29,13 +29,12 @@ from filelock import FileLock, Timeout
 from chanprune.cache import ABOUT, LOCK, MAKER
 from chanprune.methods import METHODS
 from chanprune.pipeline.checkpoint import BEFORE, NEWEST, CheckpointError, read
-from chanprune.pipeline.files import write_text
+from chanprune.pipeline.files import json_lines, write_json, write_text
 from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.prepare import Prepared
-from chanprune.pipeline.record import Record
+from chanprune.pipeline.record import METRICS, Record
 
 FORMAT = 1  # to be raised when a checkpoint's layout, or what training does, changes
-METRICS = "metrics.jsonl"
 
 
 def training_depends_on(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
@@ -104,8 +103,7 @@ class StageCache:
         try:
             about = json.loads((source / ABOUT).read_text(encoding="utf-8"))
             lines = [json.loads(x) for x in (source / METRICS).read_text("utf-8").splitlines()]
-            done = [line for line in record.metrics() if line["stage"] == stage]
-            if (own / NEWEST).exists() and len(done) == len(lines):
+            if (own / NEWEST).exists() and len(record.lines_of(stage)) == len(lines):
                 return True
             read(source / NEWEST)
             own.mkdir(parents=True, exist_ok=True)
@@ -129,8 +127,7 @@ class StageCache:
         if maker == self.run_dir or not (theirs / NEWEST).exists():
             return
         own.mkdir(parents=True, exist_ok=True)
-        lines = Record(maker).metrics()
-        record.adopt(stage, [line for line in lines if line["stage"] == stage])
+        record.adopt(stage, Record(maker).lines_of(stage))
         for name in (BEFORE, NEWEST):
             if (theirs / name).exists():
                 _link(theirs / name, own / name)
@@ -168,7 +165,7 @@ class StageCache:
         kept = self.folder / NEWEST
         if kept.exists() and kept.samefile(own / NEWEST):
             return
-        lines = [line for line in record.metrics() if line["stage"] == stage]
+        lines = record.lines_of(stage)
         about = {
             "run": str(self.run_dir),
             "seconds": sum(line["seconds"] for line in lines),
@@ -179,8 +176,8 @@ class StageCache:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         _link(own / NEWEST, temporary / NEWEST)
-        write_text(temporary / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
-        write_text(temporary / ABOUT, json.dumps(about, indent=1) + "\n")
+        write_text(temporary / METRICS, json_lines(lines))
+        write_json(temporary / ABOUT, about)
         temporary.replace(self.folder)
         self._maker.unlink(missing_ok=True)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from tabulate import tabulate
 
 from chanprune import cli
+from chanprune.digest import digest
 from chanprune.errors import RunError, UserError, one_line
 from chanprune.train import place, train
 
@@ -70,8 +70,7 @@ def search(arguments: Sequence[str], trials: int, folder: Path | None) -> None:
     for corner in space.corners():
         place(cli.composed("config", corner))
     if folder is None:
-        digest = hashlib.sha256(json.dumps(sorted(arguments)).encode()).hexdigest()[:8]
-        folder = Path("outputs", "search", digest)
+        folder = Path("outputs", "search", digest(sorted(arguments), 8))
     optuna = _optuna()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from chanprune.cache import ABOUT, LOCK, MAKER
+from chanprune.digest import digest
 from chanprune.methods import METHODS
 from chanprune.pipeline.checkpoint import BEFORE, NEWEST, CheckpointError, read
 from chanprune.pipeline.files import json_lines, write_json, write_text
@@ -67,8 +68,7 @@ class StageCache:
 
     def __init__(self, cache_dir: Path, depends_on: Mapping[str, Any], run_dir: Path):
         self.depends_on = depends_on
-        text = json.dumps(depends_on, sort_keys=True)
-        self.folder = cache_dir / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder = cache_dir / digest(depends_on, 16)
         self.run_dir = run_dir.resolve()
         self._maker = self.folder.with_name(self.folder.name + MAKER)
 

@@ -85,11 +85,11 @@ class StageCache:
             Interrupted: A signal came during the wait.
         """
         own = self.run_dir / stage
-        if self._take(self.folder, own, stage, record):
+        if self._take(own, stage, record):
             yield
             return
         with self._only_maker(record, interruption):
-            if not self._take(self.folder, own, stage, record):
+            if not self._take(own, stage, record):
                 self._take_over(own, stage, record)
                 self._maker.write_text(json.dumps(self._signature()), encoding="utf-8")
             yield
@@ -98,18 +98,18 @@ class StageCache:
             except OSError as error:
                 record.say(f"  not kept for other runs: {error}")
 
-    def _take(self, source: Path, own: Path, stage: str, record: Record) -> bool:
+    def _take(self, own: Path, stage: str, record: Record) -> bool:
         """Take what is finished, unless the run has finished the stage itself."""
         try:
-            about = json.loads((source / ABOUT).read_text(encoding="utf-8"))
-            lines = [json.loads(x) for x in (source / METRICS).read_text("utf-8").splitlines()]
+            about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
+            lines = [json.loads(x) for x in (self.folder / METRICS).read_text("utf-8").splitlines()]
             if (own / NEWEST).exists() and len(record.lines_of(stage)) == len(lines):
                 return True
-            read(source / NEWEST)
+            read(self.folder / NEWEST)
             own.mkdir(parents=True, exist_ok=True)
-            _link(source / NEWEST, own / NEWEST)
+            _link(self.folder / NEWEST, own / NEWEST)
         except CheckpointError as error:
-            record.say(f"{stage}: what {source} keeps of it is damaged ({error})")
+            record.say(f"{stage}: what {self.folder} keeps of it is damaged ({error})")
             return False
         except (OSError, ValueError):
             return False

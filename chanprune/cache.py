@@ -83,24 +83,21 @@ def main() -> None:
 def _listed(found: list[Entry]) -> str:
     rows = []
     for entry in found:
+        held = [f"{entry.age / DAY:.1f}", f"{entry.size / 2**20:.1f}"]
         depends_on = entry.about.get("depends_on")
         if depends_on is None:
-            rows.append([entry.folder.name, "damaged", "", "", "", "", ""])
+            rows.append([entry.folder.name, "damaged", "", "", "", "", *held, ""])
             continue
         rows.append(
             [
                 entry.folder.name,
-                depends_on["method"]["name"],
-                depends_on["model"]["name"],
-                depends_on["dataset"]["name"],
+                *(depends_on[section]["name"] for section in ("method", "model", "dataset")),
                 depends_on["train"]["epochs"],
                 f"{entry.about['seconds']:.0f}",
+                *held,
                 entry.about["run"],
             ]
         )
-    for row, entry in zip(rows, found, strict=True):
-        row.insert(6, f"{entry.age / DAY:.1f}")
-        row.insert(7, f"{entry.size / 2**20:.1f}")
     heads = ["key", "method", "model", "dataset", "epochs", "time s", "age days", "MiB", "made by"]
     total = sum(entry.size for entry in found)
     table = tabulate(rows, heads, tablefmt="simple", disable_numparse=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import json
 import os
 import re
 import sys
@@ -25,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from chanprune import ranks, sweep
+from chanprune.digest import digest
 from chanprune.errors import SIGNALS, Interrupted, RunError, UserError, one_line
 from chanprune.schema import SECTIONS, did_you_mean, not_a_section
 
@@ -133,8 +132,7 @@ def _sweep_folder(overrides: Sequence[str], check: Check | None) -> Iterator[Pat
     if given:
         yield Path(given[-1])
     elif check is not None:
-        digest = hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:8]
-        yield Path("outputs", "sweeps", digest)
+        yield Path("outputs", "sweeps", digest(sorted(overrides), 8))
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)

@@ -6,12 +6,9 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-Point = tuple[str, float, float]  # method, MACs of one image, accuracy in [0, 1]
+from chanprune.pareto import Point, accuracy_over_macs
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -71,7 +68,7 @@ def page(
     Args:
         lines: Rows of the table: column -> text.
         methods: The method of each row.
-        points: Every run, for the figure.
+        points: Every run, labelled with its method, for the figure.
         notes: Paragraphs under the table.
     """
     heads = "".join(
@@ -106,7 +103,7 @@ def page(
 <tbody>
 {rows}</tbody>
 </table></div>
-{told}<figure>{accuracy_over_macs(points)}
+{told}<figure>{_drawn(points)}
 <figcaption>Test accuracy over multiply-accumulates of one image; the line joins the runs that no
 other beats in both.</figcaption></figure>
 <script>{SCRIPT}</script>
@@ -114,28 +111,9 @@ other beats in both.</figcaption></figure>
 </html>"""
 
 
-def pareto(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other beats in both MACs and accuracy, by MACs."""
-    front: list[Point] = []
-    for point in sorted(points, key=lambda point: (point[1], -point[2])):
-        if not front or point[2] > front[-1][2]:
-            front.append(point)
-    return front
-
-
-def accuracy_over_macs(points: Sequence[Point]) -> str:
+def _drawn(points: Sequence[Point]) -> str:
     """Draw every run, in a colour for its method; return SVG."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.6))
-    front = pareto(points)
-    axes.plot([p[1] / 1e6 for p in front], [100 * p[2] for p in front], color="#9aa5b1", zorder=1)
-    for name in dict.fromkeys(point[0] for point in points):
-        own = [point for point in points if point[0] == name]
-        axes.scatter([p[1] / 1e6 for p in own], [100 * p[2] for p in own], s=28, label=name)
-    axes.set_xlabel("million MACs of one image")
-    axes.set_ylabel("test accuracy %")
-    axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+    figure = accuracy_over_macs(points, "test")
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
+from chanprune.digest import digest
 from chanprune.errors import UserError
 from chanprune.schema import validate
 
@@ -34,9 +33,8 @@ NOT_RECORDED: dict[str, Any] = {
 
 def default_dir(config: dict[str, Any]) -> Path:
     """Return outputs/<dataset>/<model>-<method>-<hash>, the same for the same configuration."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
     model, method = config["model"]["name"], config["method"]["name"]
-    return Path("outputs", config["dataset"]["name"], f"{model}-{method}-{digest}")
+    return Path("outputs", config["dataset"]["name"], f"{model}-{method}-{digest(config, 8)}")
 
 
 def recorded_config(run_dir: Path) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from tabulate import tabulate
 
 from chanprune import cli
+from chanprune.digest import digest
 from chanprune.errors import RunError, UserError, one_line
 from chanprune.train import place, train
 
@@ -70,8 +70,7 @@ def search(arguments: Sequence[str], trials: int, folder: Path | None) -> None:
     for corner in space.corners():
         place(cli.composed("config", corner))
     if folder is None:
-        digest = hashlib.sha256(json.dumps(sorted(arguments)).encode()).hexdigest()[:8]
-        folder = Path("outputs", "search", digest)
+        folder = Path("outputs", "search", digest(sorted(arguments), 8))
     optuna = _optuna()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -220,12 +219,18 @@ def _take_up(study: optuna.Study) -> set[int]:
 
 def _written(folder: Path, study: optuna.Study) -> str:
     """Write what was found; return the table of what no other trial beats in both."""
+    from matplotlib import pyplot as plt
+
+    from chanprune.pareto import accuracy_over_macs
     from chanprune.pipeline.files import write_text
-    from chanprune.pipeline.pictures import draw_pareto
 
     best = sorted(study.best_trials, key=lambda trial: trial.values[1])
     done = [trial for trial in study.trials if trial.values is not None]
-    draw_pareto(folder / "pareto.png", *([_point(t) for t in each] for each in (done, best)))
+    labels = {trial.number: "beaten by no other" for trial in best}
+    points = [(labels.get(t.number, "beaten"), t.values[1], t.values[0]) for t in done]
+    figure = accuracy_over_macs(points, "validation", f"{len(done)} trials")
+    figure.savefig(folder / "pareto.png", dpi=130)
+    plt.close(figure)
     table = tabulate(map(_row, best), headers="keys", tablefmt="github", disable_numparse=True)
     text = (
         f"Of {len(done)} trials that were done these are beaten by no other in both validation "
@@ -242,10 +247,6 @@ def _written(folder: Path, study: optuna.Study) -> str:
             number = {"trial": trial.number, "state": trial.state.name.lower()}
             writer.writerow({**number, **values, **trial.params, **trial.user_attrs})
     return f"{text}\nin {folder}: table.md, trials.csv, pareto.png, study.db"
-
-
-def _point(trial: optuna.trial.FrozenTrial) -> tuple[float, float]:
-    return trial.values[1], trial.values[0]
 
 
 def _row(trial: optuna.trial.FrozenTrial) -> dict[str, str]:

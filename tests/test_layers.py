@@ -7,10 +7,12 @@ PACKAGE = Path(__file__).parents[1] / "chanprune"
 ENTRY_POINTS = {"train", "evaluate", "summarize", "search", "sweep", "cli", "schema"}
 ALLOWED = {
     "ranks": set(),
+    "digest": set(),
     "errors": {"ranks"},
     "cache": {"errors"},
-    "run_dir": {"errors", "schema"},
-    "report_page": set(),
+    "run_dir": {"digest", "errors", "schema"},
+    "pareto": set(),
+    "report_page": {"pareto"},
     "report": {"errors", "run_dir", "report_page"},
     "channels": set(),
     "parallel": {"ranks", "errors", "channels"},
@@ -18,7 +20,8 @@ ALLOWED = {
     "data": {"errors", "channels"},
     "methods": {"errors", "channels", "parallel"},
     "pipeline": {
-        *("ranks", "errors", "parallel", "cache", "channels", "models", "data", "methods"),
+        *("ranks", "digest", "errors", "parallel", "cache"),
+        *("channels", "models", "data", "methods"),
     },
 }
 CONFIGURATION = {"hydra", "omegaconf", "pydantic"}

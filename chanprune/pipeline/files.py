@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Replace a JSON file atomically; raises as `write_text` does."""
     write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def json_lines(values: Iterable[Mapping[str, Any]]) -> str:
+    """Return the text of a .jsonl file with a line for each of the values."""
+    return "".join(json.dumps(value) + "\n" for value in values)
 
 
 def write_tensors(

@@ -20,28 +20,6 @@ DRAWN_FROM = 1e-6
 LABELLED = 30
 
 
-def draw_pareto(
-    path: Path, points: Sequence[tuple[float, float]], front: Sequence[tuple[float, float]]
-) -> None:
-    """Draw validation accuracy over MACs.
-
-    Args:
-        path: PNG file to write.
-        points: (MACs, accuracy in [0, 1]) of every run.
-        front: Those that no other beats in both, by MACs.
-    """
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    for places, style, color in ((points, "o", ORIGINAL), (front, "o-", KEPT)):
-        macs, accuracies = ([place[i] for place in places] for i in (0, 1))
-        shown = [m / 1e6 for m in macs], [100 * a for a in accuracies]
-        axes.plot(*shown, style, color=color, markersize=5)
-    axes.set_xlabel("million MACs of one image")
-    axes.set_ylabel("validation accuracy %")
-    axes.set_title(f"{len(points)} runs; the line joins those that no other beats", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
-
-
 def draw_kept_channels(path: Path, widths: Mapping[str, tuple[int, int]], title: str) -> None:
     """Draw the channels kept of each channel group.
 

@@ -14,8 +14,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from chanprune.channels.operations import BATCH_NORMS
-from chanprune.pipeline.files import write_text
+from chanprune.pipeline.files import json_lines, write_text
 
+METRICS = "metrics.jsonl"
 QUIET = ("executed_macs", "activation_bytes")
 SHARES = ("_accuracy", "nearly_zero_scales", "scales_below_0.05", "dropped_weights")
 
@@ -25,6 +26,7 @@ class Record:
 
     def __init__(self, run_dir: Path):
         self.run_dir = run_dir
+        self._path = run_dir / METRICS
         self._epochs = 0
         self._writers: list[SummaryWriter] = []
 
@@ -53,9 +55,8 @@ class Record:
 
     def adopt(self, stage: str, lines: Sequence[Mapping[str, Any]]) -> None:
         """Take a stage's metrics from another run that trained the same."""
-        path = self.run_dir / "metrics.jsonl"
-        every = [line for line in self.metrics() if line["stage"] != stage] + list(lines)
-        write_text(path, "".join(json.dumps(line) + "\n" for line in every))
+        others = [line for line in self.metrics() if line["stage"] != stage]
+        write_text(self._path, json_lines([*others, *lines]))
         writer = SummaryWriter(str(self.run_dir / "tensorboard" / stage))
         for line in lines:
             for name, value in line.items():
@@ -69,9 +70,8 @@ class Record:
         Raises:
             OSError: They cannot be written.
         """
-        line = json.dumps({"stage": stage, "epoch": epoch, **metrics})
-        with (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json_lines([{"stage": stage, "epoch": epoch, **metrics}]))
         for name, value in metrics.items():
             self._writers[-1].add_scalar(name, value, epoch)
         for name, module in model.named_modules():
@@ -89,17 +89,19 @@ class Record:
 
     def _rewind(self, stage: str, done: int) -> None:
         """Drop the lines of a stage's epochs beyond those that are done, and what is cut off."""
-        path = self.run_dir / "metrics.jsonl"
         kept = [x for x in self.metrics() if x["stage"] != stage or x["epoch"] <= done]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
+        text = json_lines(kept)
+        if self._path.exists() and self._path.read_text(encoding="utf-8") != text:
+            write_text(self._path, text)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines that were written for all epochs so far."""
-        path = self.run_dir / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def lines_of(self, stage: str) -> list[dict[str, Any]]:
+        """Return the lines of one stage."""
+        return [line for line in self.metrics() if line["stage"] == stage]
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""

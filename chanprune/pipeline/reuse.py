@@ -27,15 +27,15 @@ import torch
 from filelock import FileLock, Timeout
 
 from chanprune.cache import ABOUT, LOCK, MAKER
+from chanprune.digest import digest
 from chanprune.methods import METHODS
 from chanprune.pipeline.checkpoint import BEFORE, NEWEST, CheckpointError, read
-from chanprune.pipeline.files import write_text
+from chanprune.pipeline.files import json_lines, write_json, write_text
 from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.prepare import Prepared
-from chanprune.pipeline.record import Record
+from chanprune.pipeline.record import METRICS, Record
 
 FORMAT = 1  # to be raised when a checkpoint's layout, or what training does, changes
-METRICS = "metrics.jsonl"
 
 
 def training_depends_on(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
@@ -68,8 +68,7 @@ class StageCache:
 
     def __init__(self, cache_dir: Path, depends_on: Mapping[str, Any], run_dir: Path):
         self.depends_on = depends_on
-        text = json.dumps(depends_on, sort_keys=True)
-        self.folder = cache_dir / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder = cache_dir / digest(depends_on, 16)
         self.run_dir = run_dir.resolve()
         self._maker = self.folder.with_name(self.folder.name + MAKER)
 
@@ -86,11 +85,11 @@ class StageCache:
             Interrupted: A signal came during the wait.
         """
         own = self.run_dir / stage
-        if self._take(self.folder, own, stage, record):
+        if self._take(own, stage, record):
             yield
             return
         with self._only_maker(record, interruption):
-            if not self._take(self.folder, own, stage, record):
+            if not self._take(own, stage, record):
                 self._take_over(own, stage, record)
                 self._maker.write_text(json.dumps(self._signature()), encoding="utf-8")
             yield
@@ -99,19 +98,18 @@ class StageCache:
             except OSError as error:
                 record.say(f"  not kept for other runs: {error}")
 
-    def _take(self, source: Path, own: Path, stage: str, record: Record) -> bool:
+    def _take(self, own: Path, stage: str, record: Record) -> bool:
         """Take what is finished, unless the run has finished the stage itself."""
         try:
-            about = json.loads((source / ABOUT).read_text(encoding="utf-8"))
-            lines = [json.loads(x) for x in (source / METRICS).read_text("utf-8").splitlines()]
-            done = [line for line in record.metrics() if line["stage"] == stage]
-            if (own / NEWEST).exists() and len(done) == len(lines):
+            about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
+            lines = [json.loads(x) for x in (self.folder / METRICS).read_text("utf-8").splitlines()]
+            if (own / NEWEST).exists() and len(record.lines_of(stage)) == len(lines):
                 return True
-            read(source / NEWEST)
+            read(self.folder / NEWEST)
             own.mkdir(parents=True, exist_ok=True)
-            _link(source / NEWEST, own / NEWEST)
+            _link(self.folder / NEWEST, own / NEWEST)
         except CheckpointError as error:
-            record.say(f"{stage}: what {source} keeps of it is damaged ({error})")
+            record.say(f"{stage}: what {self.folder} keeps of it is damaged ({error})")
             return False
         except (OSError, ValueError):
             return False
@@ -129,8 +127,7 @@ class StageCache:
         if maker == self.run_dir or not (theirs / NEWEST).exists():
             return
         own.mkdir(parents=True, exist_ok=True)
-        lines = Record(maker).metrics()
-        record.adopt(stage, [line for line in lines if line["stage"] == stage])
+        record.adopt(stage, Record(maker).lines_of(stage))
         for name in (BEFORE, NEWEST):
             if (theirs / name).exists():
                 _link(theirs / name, own / name)
@@ -168,7 +165,7 @@ class StageCache:
         kept = self.folder / NEWEST
         if kept.exists() and kept.samefile(own / NEWEST):
             return
-        lines = [line for line in record.metrics() if line["stage"] == stage]
+        lines = record.lines_of(stage)
         about = {
             "run": str(self.run_dir),
             "seconds": sum(line["seconds"] for line in lines),
@@ -179,8 +176,8 @@ class StageCache:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         _link(own / NEWEST, temporary / NEWEST)
-        write_text(temporary / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
-        write_text(temporary / ABOUT, json.dumps(about, indent=1) + "\n")
+        write_text(temporary / METRICS, json_lines(lines))
+        write_json(temporary / ABOUT, about)
         temporary.replace(self.folder)
         self._maker.unlink(missing_ok=True)
 

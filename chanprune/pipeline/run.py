@@ -92,8 +92,9 @@ def run(
         RunError: Training failed, or a file could not be written.
         Interrupted: A signal came; the same call goes on.
     """
-    depends_on = training_depends_on(config, prepared)
-    cache = StageCache(cache_dir, depends_on, run_dir) if cache_dir else None
+    cache = None
+    if cache_dir and ranks.is_first():
+        cache = StageCache(cache_dir, training_depends_on(config, prepared), run_dir)
     try:
         with Interruption() as interruption, quiet_writers():
             experiment = _Experiment(config, prepared, run_dir, interruption, watch)
@@ -112,7 +113,7 @@ def _run(experiment: _Experiment, network: Network, cache: StageCache | None) ->
         suffix = f"-{number}" if passes > 1 else ""
         method = make_method(config)
         stage = f"train{suffix}"
-        shared = cache if number == 1 and ranks.is_first() else None
+        shared = cache if number == 1 else None
         with shared.claim(stage, experiment.record, experiment.interruption) if shared else ALONE:
             experiment.train(network, method, stage, config["train"])
         if method.converts:

@@ -1,0 +1,48 @@
+"""Accuracy against MACs: what no other beats in both, and the picture of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+Point = tuple[str, float, float]  # label, MACs of one image, accuracy in [0, 1]
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """Return the points that no other beats in both MACs and accuracy, by MACs."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point[1], -point[2])):
+        if not front or point[2] > front[-1][2]:
+            front.append(point)
+    return front
+
+
+def accuracy_over_macs(points: Sequence[Point], split: str, title: str = "") -> Figure:
+    """Draw all points, in a colour for each label, and a line through what no other beats.
+
+    Args:
+        points: What to draw.
+        split: The split that the accuracies are of.
+        title: Heading.
+
+    Returns:
+        A figure of pyplot's, which whoever saves it closes.
+    """
+    figure, axes = plt.subplots(figsize=(7.5, 4.6))
+    front = pareto(points)
+    axes.plot([p[1] / 1e6 for p in front], [100 * p[2] for p in front], color="#9aa5b1", zorder=1)
+    for name in dict.fromkeys(point[0] for point in points):
+        own = [point for point in points if point[0] == name]
+        axes.scatter([p[1] / 1e6 for p in own], [100 * p[2] for p in own], s=28, label=name)
+    axes.set_xlabel("million MACs of one image")
+    axes.set_ylabel(f"{split} accuracy %")
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure

@@ -29,6 +29,8 @@ NOT_RECORDED: dict[str, Any] = {
     "run": {"dir": None, "overwrite": False},
     "cache": {"dir": "outputs/cache", "enabled": True},
     "resume": None,
+    "control": None,
+    "control_of": None,
 }
 
 

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "chanprune"
-ENTRY_POINTS = {"train", "evaluate", "summarize", "search", "sweep", "cli", "schema"}
+ENTRY_POINTS = {"train", "evaluate", "summarize", "search", "sweep", "cli", "schema", "control"}
 ALLOWED = {
     "ranks": set(),
     "errors": {"ranks"},

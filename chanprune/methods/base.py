@@ -120,6 +120,7 @@ class Method:
         advice: What the user should know of the options, once `before_training` has seen them.
         forgets: Whether channels that become active start without momentum.
         after_training: Names of the method's options that its training does not look at.
+        trains_as: Name that methods share whose training is the same, whatever their options.
         trains_for_pruning: Whether its training looks at how channels will be selected.
     """
 
@@ -130,6 +131,7 @@ class Method:
     advice = ""
     forgets = False
     after_training: tuple[str, ...] = ()
+    trains_as = ""
     trains_for_pruning = False
 
     def before_training(

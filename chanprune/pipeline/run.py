@@ -30,7 +30,6 @@ from chanprune.channels import (
 )
 from chanprune.errors import RunError, UserError
 from chanprune.methods import Method
-from chanprune.models import architecture
 from chanprune.parallel import agree
 from chanprune.pipeline.cost import Cost, in_words
 from chanprune.pipeline.files import write_json, write_text
@@ -139,6 +138,7 @@ class _Experiment:
         self.interruption = interruption
         self.dataset = prepared.dataset
         self.device = prepared.device
+        self.architecture = prepared.architecture
         self.run_dir = run_dir
         self.record = Record(run_dir)
         self.absorb: Literal["none", "bias"] = config["prune"]["absorb"]
@@ -358,7 +358,7 @@ class _Experiment:
         save_model(
             self.run_dir,
             network.model,
-            architecture(self.config["model"], info.input_shape, len(info.class_names)),
+            self.architecture,
             network.plan,
             preprocessing,
             info.class_names,

@@ -100,7 +100,7 @@ def _uniform(config: Config, run_dir: Path, summary: Config, model: Config) -> C
     prune = {**config["prune"], "widths": None, "rule": "ratio"}
 
     def saved(ratio: float) -> int:
-        return summary["macs"] - _macs(skeleton, graph, {**prune, "ratio": ratio})
+        return int(summary["macs"]) - _macs(skeleton, graph, {**prune, "ratio": ratio})
 
     place = bisect_left(RATIOS, 0, key=saved)
     near = RATIOS[max(0, place - 1) : place + 1]

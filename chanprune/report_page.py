@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 from matplotlib import pyplot as plt
-
-Point = tuple[str, float, float]  # method, MACs of one image, accuracy in [0, 1]
+from matplotlib.figure import Figure
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -63,7 +59,8 @@ document.querySelectorAll("input[type=checkbox]").forEach(box => {
 def page(
     lines: Sequence[Mapping[str, str]],
     methods: Sequence[str],
-    points: Sequence[Point],
+    num_runs: int,
+    figures: Iterable[tuple[Figure, str]],
     notes: Sequence[str],
 ) -> str:
     """Return the page.
@@ -71,7 +68,8 @@ def page(
     Args:
         lines: Rows of the table: column -> text.
         methods: The method of each row.
-        points: Every run, for the figure.
+        num_runs: Number of runs.
+        figures: Figures and their captions; they are closed.
         notes: Paragraphs under the table.
     """
     heads = "".join(
@@ -89,6 +87,10 @@ def page(
         f"{html.escape(name)}</label>"
         for name in dict.fromkeys(methods)
     )
+    drawn = "".join(
+        f"<figure>{_as_svg(figure)}\n<figcaption>{html.escape(caption)}</figcaption></figure>\n"
+        for figure, caption in figures
+    )
     told = "".join(f"<p>{html.escape(note)}</p>\n" for note in notes)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -99,43 +101,19 @@ def page(
 <style>{STYLE}</style>
 </head>
 <body>
-<h1>{len(lines)} configurations, {len(points)} runs</h1>
+<h1>{len(lines)} configurations, {num_runs} runs</h1>
 <p>Show: {boxes}</p>
 <div class="wide"><table>
 <thead><tr>{heads}</tr></thead>
 <tbody>
 {rows}</tbody>
 </table></div>
-{told}<figure>{accuracy_over_macs(points)}
-<figcaption>Test accuracy over multiply-accumulates of one image; the line joins the runs that no
-other beats in both.</figcaption></figure>
-<script>{SCRIPT}</script>
+{told}{drawn}<script>{SCRIPT}</script>
 </body>
 </html>"""
 
 
-def pareto(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other beats in both MACs and accuracy, by MACs."""
-    front: list[Point] = []
-    for point in sorted(points, key=lambda point: (point[1], -point[2])):
-        if not front or point[2] > front[-1][2]:
-            front.append(point)
-    return front
-
-
-def accuracy_over_macs(points: Sequence[Point]) -> str:
-    """Draw every run, in a colour for its method; return SVG."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.6))
-    front = pareto(points)
-    axes.plot([p[1] / 1e6 for p in front], [100 * p[2] for p in front], color="#9aa5b1", zorder=1)
-    for name in dict.fromkeys(point[0] for point in points):
-        own = [point for point in points if point[0] == name]
-        axes.scatter([p[1] / 1e6 for p in own], [100 * p[2] for p in own], s=28, label=name)
-    axes.set_xlabel("million MACs of one image")
-    axes.set_ylabel("test accuracy %")
-    axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+def _as_svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)

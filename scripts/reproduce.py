@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -123,7 +124,6 @@ class Job:
             for name in (getattr(self.options, given) or "").split(","):
                 if name and name not in known:
                     raise UserError(f"--{given}={name}: must be of {', '.join(known)}")
-        self.composed: dict[str, dict[str, Any]] = {}
         self.times: dict[str, float] = {}
 
     # What a row is
@@ -153,23 +153,29 @@ class Job:
 
     def compose(self, arguments: Sequence[str]) -> dict[str, Any]:
         """Compose a configuration; an image folder that is not given gets a name."""
-        key = " ".join(arguments)
-        if key not in self.composed:
-            root = "dataset=imagefolder" in key or "imagenet" in key
-            root = root and "dataset.root=" not in key
-            extra = ["dataset.root=DIRECTORY"] if root else []
-            self.composed[key] = cli.composed("config", [*cli.checked([*arguments, *extra])])
-        return self.composed[key]
+        said = " ".join(arguments)
+        is_folder = "dataset=imagefolder" in said or "imagenet" in said
+        extra = ["dataset.root=DIRECTORY"] if is_folder and "dataset.root=" not in said else []
+        return composed((*arguments, *extra))
 
     def command(self, row: Row, seed: int) -> list[str]:
         """Return what the command line of a row's run says."""
         if row.control:
-            return control_command(row.control, self.run_dir(self.table.rows[row.of], seed))
-        return [*row.command(), *self._scaled(row), *self.options.overrides, f"seed={seed}"]
+            return list(control_command(row.control, self.run_dir(self.table.rows[row.of], seed)))
+        return [*self._without_seed(row), f"seed={seed}"]
+
+    def _without_seed(self, row: Row) -> list[str]:
+        return [*row.command(), *self._scaled(row), *self.options.overrides]
+
+    def config(self, row: Row) -> dict[str, Any]:
+        """Return the configuration of a row's runs, but for the seed."""
+        return self.compose(self._without_seed(row))
 
     def run_dir(self, row: Row, seed: int) -> Path:
         """Return where a row's run goes."""
-        return place(self.compose(self.command(row, seed)))
+        if row.control:
+            return place(composed(tuple(self.command(row, seed))))
+        return place({**self.config(row), "seed": seed})
 
     def _scaled(self, row: Row) -> list[str]:
         """Return what shortens a row's schedule, at a constant travel of its scales."""
@@ -261,8 +267,8 @@ class Job:
         Returns:
             The counts of the whole network, and a line for each printed count.
         """
-        config = self.compose(self.command(row, 0) if not self.why_not(row) else row.counted_as)
-        whole = count(*self.network(row, config))
+        config = self.compose(row.counted_as) if self.why_not(row) else self.config(row)
+        whole = whole_counts(*self.network(row, config))
         own = self.compose(row.counted_as or row.command())
         ours = static_counts(self.table, row, own, *self.network(row, own))
         lines = []
@@ -293,12 +299,11 @@ class Job:
     ) -> tuple[nn.Module, tuple[int, int, int]]:
         """Build a configuration's network without values."""
         shape, classes = self.shape(row, config)
-        with torch.device("meta"):
-            return build(**architecture(config["model"], shape, classes)), shape
+        return skeleton(json.dumps(architecture(config["model"], shape, classes))), shape
 
     def estimate(self, row: Row) -> float:
         """Return the seconds of a row's run, from a few steps; the pruned network counts whole."""
-        config = self.compose(self.command(row, 0))
+        config = self.config(row)
         batch_size = config["train"]["batch_size"]
         key = json.dumps([config["model"], self.shape(row, config), batch_size])
         if key not in self.times:
@@ -320,7 +325,7 @@ class Job:
         if row.control or self.why_not(row) or names == ["none"]:
             return []
         same = [other for other in self.rows() if other.command() == row.command()]
-        config = self.compose(self.command(row, 0))
+        config = self.config(row)
         prunes = METHODS[config["method"]["name"]].prunes
         return list(names) if prunes and same[0] is row else []
 
@@ -341,7 +346,7 @@ class Job:
         if call(self.command(row, seed), run_dir):
             return 1
         commands = [control_command(name, run_dir) for name in self.controls_of(row)]
-        return sum(call(command, place(self.compose(command))) for command in commands)
+        return sum(call(command, place(composed(command))) for command in commands)
 
     # Results
 
@@ -385,7 +390,7 @@ class Job:
         is_share = column.endswith(("_pruned", "_left", "difference"))
         is_other = bool(values) and self.is_other(row)
         told = [
-            f"{value:,.4g}" if is_other and column in ("params", "flops") else like(value, printed)
+            f"{value:,.0f}" if is_other and column in ("params", "flops") else like(value, printed)
             for value in [*([sum(values) / len(values)] if values else []), *values]
         ]
         ours = "".join(told[:1]) + (f" ({', '.join(told[1:])})" if len(set(told)) > 1 else "")
@@ -399,7 +404,7 @@ class Job:
     def is_other(self, row: Row) -> bool:
         """Tell whether the network or the images are not the experiment's."""
         row = self.table.rows[row.of] if row.of else row
-        full, own = self.compose(row.command()), self.compose(self.command(row, 0))
+        full, own = self.compose(row.command()), self.config(row)
         same_name = full["dataset"]["name"] == own["dataset"]["name"]
         return full["model"] != own["model"] or not same_name
 
@@ -437,14 +442,33 @@ class Job:
             return []
         runs = {row.name: [self.run_dir(row, seed) for seed in seeds]}
         for name in self.controls_of(row):
-            places = [place(self.compose(control_command(name, run))) for run in runs[row.name]]
+            places = [place(composed(control_command(name, run))) for run in runs[row.name]]
             runs[f"- {CONTROL_NAMES[name]}"] = list(filter(is_finished, places))
         return [stage_line(name, places) for name, places in runs.items() if places]
 
 
-def control_command(name: str, run_dir: Path) -> list[str]:
+@cache
+def composed(arguments: tuple[str, ...]) -> dict[str, Any]:
+    """Compose a configuration."""
+    return cli.composed("config", cli.checked(arguments))
+
+
+@cache
+def skeleton(built_from: str) -> nn.Module:
+    """Build a network without values, from the arguments of `build` as JSON."""
+    with torch.device("meta"):
+        return build(**json.loads(built_from))
+
+
+@cache
+def whole_counts(model: nn.Module, shape: tuple[int, int, int]) -> Counts:
+    """Count a network."""
+    return count(model, shape)
+
+
+def control_command(name: str, run_dir: Path) -> tuple[str, ...]:
     """Return what the command line of a control says."""
-    return [f"control={name}", f"control_of={run_dir}"]
+    return f"control={name}", f"control_of={run_dir}"
 
 
 def call(arguments: Sequence[str], run_dir: Path) -> bool:
@@ -515,7 +539,7 @@ def static_counts(
     """Return the counts of a row that do not depend on training, in the paper's conventions."""
     method = config["method"]
     if method["name"] == "none":
-        counts = count(model, shape)
+        counts = whole_counts(model, shape)
         return {"params": params_of(counts, table), "flops": counts.conventions()[table.flops]}
     graph = trace(model, shape)
     if method["name"] == "idp":

@@ -149,7 +149,7 @@ def scale_histograms(panels: Mapping[str, Sequence[Drawn]]) -> Figure:
         }
         top = max(float(scales.max()) for scales in by_weight.values())
         last = math.log10(max(10 * SMALLEST_SCALE, top))
-        edges = np.logspace(math.log10(SMALLEST_SCALE), last, 50)
+        edges = np.logspace(math.log10(SMALLEST_SCALE), last, 50).tolist()
         for weight, scales in by_weight.items():
             share = np.full(len(scales), 100 / len(scales))
             clipped = np.clip(scales, SMALLEST_SCALE, top)

@@ -541,11 +541,12 @@ def static_counts(
     if method["name"] == "none":
         counts = whole_counts(model, shape)
         return {"params": params_of(counts, table), "flops": counts.conventions()[table.flops]}
-    graph = trace(model, shape)
     if method["name"] == "idp":
+        graph = trace(model, shape)
         kept = dict(prefix_plan(graph, float(row.level)).kept)
         plan = Plan({name: c for name, c in kept.items() if name not in row.counted_whole})
     elif method["name"] == "l1norm" and method["shares"]:
+        graph = trace(model, shape)
         chooser = METHODS["random"](shares=method["shares"])
         chooser.before_training(model, graph, Setting(lr_travel=0))
         plan = Plan(chooser.select_channels(model, graph, PruneOptions(ratio=0))[0].kept)

@@ -31,14 +31,14 @@ def test_there_are_as_many_choices_as_names():
     assert stems["method"] == set(METHODS) and stems["dataset"] == set(DATASETS)
     forms = {"densenet40_bottleneck", "densenet100_bottleneck", "densenet100_bc"}
     assert stems["model"] == {*MODELS, *forms, "torchvision", "timm", "compact"} - {"densenet100"}
-    assert len([path for path in CHOICES if path.parts[0] == "experiment"]) == 21
+    assert len([path for path in CHOICES if path.parts[0] == "experiment"]) == 57
 
 
 @pytest.mark.parametrize("path", CHOICES, ids=str)
 def test_every_choice_composes_and_is_valid(path, tmp_path):
     choice = Path(*path.parts[1:]).with_suffix("").as_posix()
     overrides = [f"{path.parts[0]}={choice}"]
-    if path.stem == "imagefolder":
+    if path.stem == "imagefolder" or "imagenet" in path.stem:
         overrides.append(f"dataset.root={tmp_path}")
     if path.stem in ("torchvision", "timm"):
         overrides.append("model.name=resnet18")

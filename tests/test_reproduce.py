@@ -111,44 +111,48 @@ def test_a_time_is_measured_in_seconds():
     assert re.search(r"about [\d.]+ (s|min|h|days) a seed on ", text)
 
 
-def test_a_smoke_run_of_the_real_script(tmp_path):
-    """Runs what is missing, with a control and a row that is one, and nothing the second time."""
+def test_a_smoke_run_of_the_real_script(tmp_path, monkeypatch, capsys):
+    """Runs what is missing, a row that is a control among it, and nothing the second time."""
     arguments = [
         *("l1norm-cifar10", "--scale", "smoke", "--rows", "vgg16_a_scratch", "--out", "tables"),
-        *("--controls", "random", "dataset=digits", "dataset.image_size=16", "model.width=0.0625"),
+        *("--controls", "none", "dataset=digits", "dataset.image_size=16", "model.width=0.0625"),
         *("train.epochs=1", "finetune.epochs=1", "device=cpu"),
     ]
-
-    def call(*more: str):
-        return subprocess.run(
-            [sys.executable, SCRIPT, *arguments, *more],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(SCRIPT).parents[1])},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    first = call()
+    home = str(Path(SCRIPT).parents[1])
+    first = subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": home},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert first.returncode == 0, first.stderr
-    assert first.stdout.count("python -m chanprune.train") == 4
+    assert first.stdout.count("python -m chanprune.train") == 3
     text = (tmp_path / "tables/l1norm-cifar10-smoke.md").read_text()
-    assert "same widths, random channels" in text and "fine-tuned" in text
+    assert "VGG-16-A, from scratch" in text and "fine-tuned" in text
     assert re.search(r"params gone % +\| 6\d\.\d +\| 64\.0 +\| within 3", text)
     assert "differs by construction: another network or other images" in text
     summaries = list((tmp_path / "outputs/digits").glob("*/summary.json"))
-    assert len(summaries) == 4 and all("accuracy" in json.loads(p.read_text()) for p in summaries)
-    again = call()
-    assert again.returncode == 0 and "python -m chanprune.train" not in again.stdout
+    assert len(summaries) == 3 and all("accuracy" in json.loads(p.read_text()) for p in summaries)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *arguments])
+    reproduce.main()
+    again = capsys.readouterr().out
+    assert "python -m chanprune.train" not in again and text.splitlines()[0] in again
 
 
-def test_mistakes_get_a_line(tmp_path):
-    for arguments, message in (
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["slimming"], "no such table; choose from: slimming-cifar10"),
         (["slimming-cifar10", "--rows", "vgg"], "--rows=vgg: must be of vgg19_baseline"),
-    ):
-        refused = subprocess.run(
-            [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False
-        )
-        assert refused.returncode == 2 and message in refused.stderr
-        assert refused.stderr.count("\n") == 1
+        (["slimming-cifar10", "--dry-run", "train.epochs"], "must be KEY=VALUE"),
+    ],
+)
+def test_mistakes_get_a_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        reproduce.main()
+    said = capsys.readouterr().err
+    assert leaving.value.code == 2 and message in said and said.count("\n") == 1

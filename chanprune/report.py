@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -24,17 +26,28 @@ from tabulate import tabulate
 from chanprune.errors import UserError, one_line
 from chanprune.run_dir import recorded_config
 
+if TYPE_CHECKING:
+    from chanprune.report_figures import Drawn
+
 FORMATS = ("table", "markdown", "csv", "latex", "html")
 CONFIDENCE = 0.95
+REFERENCES = (("prune", "widths"), ("model", "run"))
+NAMED = [".".join(place) for place in REFERENCES]
 TABLES = {"table": "simple", "markdown": "github", "latex": "latex_booktabs"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its directory, its configuration without the seed, and what it reached."""
+    """A finished run: its directory, its configuration without the seed, and what it reached.
+
+    Attributes:
+        config: Another run that it names is named by its configuration without the seed.
+        network: The options of the whole network.
+    """
 
     folder: Path
     config: Mapping[str, Any]
+    network: Mapping[str, Any]
     seed: int
     accuracy: float
     params: int
@@ -56,6 +69,11 @@ class Row:
     runs: Mapping[int, Run]
 
     @property
+    def network(self) -> Mapping[str, Any]:
+        """Return the options of the whole network."""
+        return next(iter(self.runs.values())).network
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """Return the configuration without the seed."""
         return next(iter(self.runs.values())).config
@@ -72,9 +90,25 @@ def main() -> None:
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--sort", choices=("accuracy", "params", "macs", "name"), default="name")
     parser.add_argument("--baseline", default="none", metavar="METHOD", help="default: none")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also draw PNG files there")
     options = parser.parse_args()
     with one_line():
         print(report(options.folders, options.format, options.sort, options.baseline))
+        if options.pictures:
+            draw(options.folders, options.pictures)
+
+
+def draw(folders: Sequence[Path], target: Path) -> None:
+    """Draw the figures over all runs below some folders, as PNG files."""
+    from matplotlib import pyplot as plt
+
+    from chanprune.report_figures import figures
+
+    target.mkdir(parents=True, exist_ok=True)
+    for name, (figure, _) in figures(_drawn(group(gather(folders)[0]))).items():
+        figure.savefig(target / f"{name}.png", dpi=130)
+        plt.close(figure)
+        print(f"picture: {target / name}.png")
 
 
 def report(folders: Sequence[Path], form: str, sort: str, baseline: str) -> str:
@@ -104,11 +138,11 @@ def report(folders: Sequence[Path], form: str, sort: str, baseline: str) -> str:
         *unread,
     ]
     if form == "html":
+        from chanprune.report_figures import figures
         from chanprune.report_page import page
 
         methods = [row.config["method"]["name"] for row in rows]
-        points = [(r.config["method"]["name"], r.macs, r.accuracy) for r in found]
-        return page(lines, methods, points, notes)
+        return page(lines, methods, len(found), figures(_drawn(rows)).values(), notes)
     table = tabulate(lines, headers="keys", tablefmt=TABLES[form], disable_numparse=True)
     return table if form == "latex" else "\n".join([table, "", *notes])
 
@@ -126,13 +160,44 @@ def gather(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         try:
             summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
             stages = [cost for key, cost in summary["cost"].items() if key != "whole_network_step"]
-            rest = {key: value for key, value in config.items() if key != "seed"}
+            rest, network = _without_seed(config, path)
             numbers = (summary["accuracy"], summary["params"], summary["macs"])
             cost = [sum(stage[key] for stage in stages) for key in ("seconds", "macs")]
-            found.append(Run(path, rest, config["seed"], *numbers, *cost))
+            found.append(Run(path, rest, network, config["seed"], *numbers, *cost))
         except (OSError, ValueError, KeyError, TypeError) as error:
             unread.append(f"damaged: {path} ({type(error).__name__}: {error})")
     return found, unread
+
+
+def _without_seed(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a run's configuration without what differs by seed, and its whole network's options.
+
+    Controls name a run, which is another one for each seed: they are told apart by its `_label`.
+    """
+    rest = {key: value for key, value in config.items() if key != "seed"}
+    network = config["model"]
+    for section, key in REFERENCES:
+        named = config[section].get(key)
+        if named is None:
+            continue
+        places = [Path(named), *(parent / named for parent in folder.resolve().parents)]
+        other = next(filter(None, map(_recorded, places)), None)
+        if other is not None:
+            theirs, whole = _without_seed(other, Path(named))
+            rest[section] = {**config[section], key: _label(theirs)}
+            network = whole if section == "model" else network
+    return rest, network
+
+
+@cache
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    return recorded_config(folder)
+
+
+def _label(config: Mapping[str, Any]) -> str:
+    """Name a configuration without a seed in a few characters."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:6]
+    return f"{config['method']['name']}-{digest}"
 
 
 def group(found: Sequence[Run]) -> list[Row]:
@@ -141,15 +206,57 @@ def group(found: Sequence[Run]) -> list[Row]:
     for run in found:
         by_config.setdefault(json.dumps(run.config, sort_keys=True), {})[run.seed] = run
     flat = {key: dict(_flat(json.loads(key))) for key in by_config}
+    telling = {}
+    for key, own in flat.items():
+        alike = [other for other in flat.values() if _names(other) == _names(own)]
+        differing = (k for k in own if any(k in o and o[k] != own[k] for o in alike))
+        telling[key] = [k for k in differing if k not in NAMED]
+    said = {
+        _label(json.loads(key)): " ".join(
+            [_names(flat[key])[2], *(f"{k}={_as_given(flat[key][k])}" for k in telling[key])]
+        )
+        for key in flat
+    }
     rows = []
     for key, runs in by_config.items():
-        own = flat[key]
-        alike = [other for other in flat.values() if _names(other) == _names(own)]
-        telling = [k for k in own if any(k in other and other[k] != own[k] for other in alike)]
-        rows.append(
-            Row(" ".join([*_names(own), *(f"{k}={_as_given(own[k])}" for k in telling)]), runs)
-        )
+        values = [f"{k}={_as_given(flat[key][k])}" for k in telling[key]]
+        labels = [flat[key][k] for k in NAMED if flat[key].get(k)]
+        of = [f"of [{said.get(label, label)}]" for label in labels]
+        rows.append(Row(" ".join([*_names(flat[key]), *of, *values]), runs))
     return rows
+
+
+def _drawn(rows: Sequence[Row]) -> list[Drawn]:
+    """Return what the figures show of all runs."""
+    from chanprune.report_figures import Drawn
+
+    drawn = []
+    for row in rows:
+        dataset, model, *rest = row.name.split(" ")
+        method, prune = row.config["method"], row.config["prune"]
+        weight = ""
+        if "sparsity_weight" in method:
+            given = [f"{k} {method[k]:g}" for k in ("sparsity_weight", "travel") if method[k]]
+            weight = " ".join(given).replace("_", " ") or "default weight"
+        for number, seed in enumerate(sorted(row.runs)):
+            run = row.runs[seed]
+            scores, kept = ({}, {}) if number else _plan(run.folder)
+            network = f"{dataset} {row.network['name']}"
+            macs, ratio = (run.macs, run.accuracy), prune["ratio"]
+            told = (" ".join(rest) or model, network, method["name"])
+            drawn.append(Drawn(*told, *macs, weight, ratio, scores, kept))
+    return drawn
+
+
+def _plan(folder: Path) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Return scores and numbers of kept channels of a run of one pass, or nothing."""
+    try:
+        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        (only,) = plan["passes"]
+        scores: dict[str, list[float]] = only["scores"]
+        return scores, {k: len(plan["kept"].get(k, own)) for k, own in scores.items()}
+    except (OSError, ValueError, KeyError):
+        return {}, {}
 
 
 def _as_given(value: Any) -> str:
@@ -183,7 +290,8 @@ def _baseline_of(row: Row, rows: Sequence[Row], method: str) -> Row | None:
         other
         for other in rows
         if other.config["method"]["name"] == method
-        and all(other.config[key] == row.config[key] for key in ("dataset", "model"))
+        and other.config["dataset"] == row.config["dataset"]
+        and other.config["model"] == row.network
     ]
     return same[0] if len(same) == 1 and same[0] is not row else None
 

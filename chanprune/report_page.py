@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib import pyplot as plt
-
-from chanprune.pareto import Point, accuracy_over_macs
+from matplotlib.figure import Figure
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -60,7 +59,8 @@ document.querySelectorAll("input[type=checkbox]").forEach(box => {
 def page(
     lines: Sequence[Mapping[str, str]],
     methods: Sequence[str],
-    points: Sequence[Point],
+    num_runs: int,
+    figures: Iterable[tuple[Figure, str]],
     notes: Sequence[str],
 ) -> str:
     """Return the page.
@@ -68,7 +68,8 @@ def page(
     Args:
         lines: Rows of the table: column -> text.
         methods: The method of each row.
-        points: Every run, labelled with its method, for the figure.
+        num_runs: Number of runs.
+        figures: Figures and their captions; they are closed.
         notes: Paragraphs under the table.
     """
     heads = "".join(
@@ -86,6 +87,10 @@ def page(
         f"{html.escape(name)}</label>"
         for name in dict.fromkeys(methods)
     )
+    drawn = "".join(
+        f"<figure>{_as_svg(figure)}\n<figcaption>{html.escape(caption)}</figcaption></figure>\n"
+        for figure, caption in figures
+    )
     told = "".join(f"<p>{html.escape(note)}</p>\n" for note in notes)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -96,24 +101,19 @@ def page(
 <style>{STYLE}</style>
 </head>
 <body>
-<h1>{len(lines)} configurations, {len(points)} runs</h1>
+<h1>{len(lines)} configurations, {num_runs} runs</h1>
 <p>Show: {boxes}</p>
 <div class="wide"><table>
 <thead><tr>{heads}</tr></thead>
 <tbody>
 {rows}</tbody>
 </table></div>
-{told}<figure>{_drawn(points)}
-<figcaption>Test accuracy over multiply-accumulates of one image; the line joins the runs that no
-other beats in both.</figcaption></figure>
-<script>{SCRIPT}</script>
+{told}{drawn}<script>{SCRIPT}</script>
 </body>
 </html>"""
 
 
-def _drawn(points: Sequence[Point]) -> str:
-    """Draw every run, in a colour for its method; return SVG."""
-    figure = accuracy_over_macs(points, "test")
+def _as_svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)

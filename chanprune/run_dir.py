@@ -28,6 +28,8 @@ NOT_RECORDED: dict[str, Any] = {
     "run": {"dir": None, "overwrite": False},
     "cache": {"dir": "outputs/cache", "enabled": True},
     "resume": None,
+    "control": None,
+    "control_of": None,
 }
 
 
@@ -40,7 +42,8 @@ def default_dir(config: dict[str, Any]) -> Path:
 def recorded_config(run_dir: Path) -> dict[str, Any] | None:
     """Return the configuration of the run in a directory, or None if no run of ours is there."""
     try:
-        values = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+        text = (run_dir / "config.yaml").read_text(encoding="utf-8")
+        values = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     if not isinstance(values, dict) or set(values) != {"config", "environment"}:

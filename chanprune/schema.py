@@ -121,6 +121,13 @@ class Library(_Section):
     weights: Text | None
 
 
+class Compact(_Section):
+    """model=compact."""
+
+    name: Literal["compact"]
+    run: Text
+
+
 class Embedded(_Section):
     """dataset=digits, and what all data sets take."""
 
@@ -296,6 +303,8 @@ class _Scalars(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     device: Literal["auto", "cpu", "cuda"]
     resume: Text | None
+    control: Literal["scratch_e", "scratch_b", "random", "l1norm", "uniform"] | None
+    control_of: Text | None
 
 
 class _Format(_Section):
@@ -313,7 +322,7 @@ class Evaluation(_Format):
 SECTIONS: dict[str, list[type[_Section]]] = {
     "run": [RunSection],
     "cache": [CacheSection],
-    "model": [Vgg, ResNet, PreResNet, ResNeXt, DenseNet, CondenseNet, Library],
+    "model": [Vgg, ResNet, PreResNet, ResNeXt, DenseNet, CondenseNet, Compact, Library],
     "dataset": [Embedded, FromFiles],
     "method": [
         NoMethod,
@@ -398,6 +407,8 @@ def _check(
 
 def _check_together(config: Mapping[str, Any]) -> None:
     """Check what one option demands of another."""
+    if (config["control"] is None) != (config["control_of"] is None):
+        raise UserError("control=NAME and control_of=DIRECTORY go together")
     method = config["method"]
     if method.get("sparsity_weight") is not None and method.get("travel") is not None:
         raise UserError("give method.sparsity_weight or method.travel, not both")

@@ -29,14 +29,19 @@ def summarize(composed: dict[str, Any]) -> None:
     form = check_format(composed.pop("format"))
     config = validate(composed)
     from chanprune import data
-    from chanprune.channels import UnsupportedNetwork, count, trace
+    from chanprune.channels import UnsupportedNetwork, compact, count, trace
     from chanprune.errors import UserError
     from chanprune.models import architecture, build_skeleton
+    from chanprune.pipeline.model_file import original
 
     info = data.describe(**config["dataset"])
-    model = build_skeleton(**architecture(config["model"], info.input_shape, len(info.class_names)))
+    options, plan = original(config["model"])
+    model = build_skeleton(**architecture(options, info.input_shape, len(info.class_names)))
     try:
         graph = trace(model, info.input_shape)
+        if plan.kept:
+            small = compact(model, graph, plan, check=False)
+            model, graph = small.model, small.graph
     except UnsupportedNetwork as error:
         raise UserError(str(error)) from error
     counts = count(model, info.input_shape)

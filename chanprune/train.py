@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 
 from chanprune import cli, ranks
+from chanprune.control import control
 from chanprune.errors import UserError
 from chanprune.run_dir import (
     NOT_RECORDED,
@@ -51,7 +52,9 @@ def train(composed: dict[str, Any], watch: Watch | None = None) -> dict[str, str
     """
     config, run_dir, apart = _understood(composed)
     if apart["resume"] is not None:
-        _refuse_changes(HydraConfig.get().overrides.task)
+        _refuse_changes("resume", "goes on with a run as it was recorded")
+    if apart["control"] is not None:
+        _refuse_changes("control", "has the options of the run that control_of names")
     if ranks.count() > 1:
         return _do_together(config, run_dir, apart)
     found = look(run_dir, config, apart["run"]["overwrite"])
@@ -124,6 +127,8 @@ def _understood(composed: Mapping[str, Any]) -> tuple[dict[str, Any], Path, dict
     """Return the run's configuration, its directory, and the sections that are not recorded."""
     config = validate(composed)
     apart = {key: config.pop(key) for key in NOT_RECORDED}
+    if apart["control"] is not None:
+        config = control(apart["control"], Path(apart["control_of"]))
     if apart["resume"] is None:
         given = apart["run"]["dir"]
         return config, Path(given) if given else default_dir(config), apart
@@ -150,13 +155,12 @@ def _cache_dir(dir: str, enabled: bool) -> Path | None:
     return Path(dir)
 
 
-def _refuse_changes(overrides: Sequence[str]) -> None:
-    """Refuse options beside resume=, which a recorded run would not follow."""
-    for override in overrides:
-        if not override.lstrip("+").startswith(("resume=", "cache.")):
-            raise UserError(
-                f"resume=... goes on with a run as it was recorded; leave out {override}"
-            )
+def _refuse_changes(key: str, reason: str) -> None:
+    """Refuse options beside one that takes all others from a recorded run."""
+    beside = (f"{key}=", f"{key}_of=", "cache.", "run.")
+    for override in HydraConfig.get().overrides.task:
+        if not override.lstrip("+").startswith(beside):
+            raise UserError(f"{key}=... {reason}; leave out {override}")
 
 
 def _line(run_dir: Path) -> dict[str, str]:

@@ -30,18 +30,20 @@ def test_there_are_as_many_choices_as_names():
     stems = {g: {path.stem for path in CHOICES if path.parts[0] == g} for g in GROUPS}
     assert stems["method"] == set(METHODS) and stems["dataset"] == set(DATASETS)
     forms = {"densenet40_bottleneck", "densenet100_bottleneck", "densenet100_bc"}
-    assert stems["model"] == {*MODELS, *forms, "torchvision", "timm"} - {"densenet100"}
-    assert len([path for path in CHOICES if path.parts[0] == "experiment"]) == 21
+    assert stems["model"] == {*MODELS, *forms, "torchvision", "timm", "compact"} - {"densenet100"}
+    assert len([path for path in CHOICES if path.parts[0] == "experiment"]) == 57
 
 
 @pytest.mark.parametrize("path", CHOICES, ids=str)
 def test_every_choice_composes_and_is_valid(path, tmp_path):
     choice = Path(*path.parts[1:]).with_suffix("").as_posix()
     overrides = [f"{path.parts[0]}={choice}"]
-    if path.stem == "imagefolder":
+    if path.stem == "imagefolder" or "imagenet" in path.stem:
         overrides.append(f"dataset.root={tmp_path}")
     if path.stem in ("torchvision", "timm"):
         overrides.append("model.name=resnet18")
+    if path.stem == "compact":
+        overrides.append("model.run=somewhere")
     config = composed(*overrides)
     assert validate(config)["seed"] == 0
     if path.parts[0] != "experiment":

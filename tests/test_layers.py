@@ -4,16 +4,18 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "chanprune"
-ENTRY_POINTS = {"train", "evaluate", "summarize", "search", "sweep", "cli", "schema"}
+ENTRY_POINTS = {"train", "evaluate", "summarize", "search", "sweep", "cli", "schema", "control"}
 ALLOWED = {
     "ranks": set(),
     "digest": set(),
     "errors": {"ranks"},
     "cache": {"errors"},
     "run_dir": {"digest", "errors", "schema"},
+    "published": {"errors"},
     "pareto": set(),
-    "report_page": {"pareto"},
-    "report": {"errors", "run_dir", "report_page"},
+    "report_page": set(),
+    "report_figures": {"pareto"},
+    "report": {"errors", "run_dir", "report_page", "report_figures"},
     "channels": set(),
     "parallel": {"ranks", "errors", "channels"},
     "models": {"errors", "channels"},

@@ -11,7 +11,7 @@ import yaml
 from playwright.sync_api import sync_playwright
 
 from chanprune.errors import UserError
-from chanprune.report import gather, interval, report
+from chanprune.report import draw, gather, interval, report
 from tests.test_pipeline import changed
 
 ACCURACIES = {"none": (0.90, 0.92, 0.94), "slimming": (0.89, 0.93, 0.94)}
@@ -111,6 +111,42 @@ def test_the_page_in_a_browser(runs, tmp_path):
         background = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
         assert background and not errors
         browser.close()
+
+
+def test_controls_of_several_seeds_are_one_row(tmp_path):
+    """Each control names the run of its own seed."""
+    for seed in (0, 1, 2):
+        write(tmp_path / f"run-{seed}", 0.9, seed=seed)
+        write(tmp_path / f"dense-{seed}", 0.8 + seed / 100, seed=seed, method={"name": "none"})
+        named = str(tmp_path / f"run-{seed}")
+        widths = {"widths": named}
+        random = {"name": "random", "shares": {}}
+        write(tmp_path / f"random-{seed}", 0.7, seed=seed, method=random, prune=widths)
+        write(tmp_path / f"scratch-{seed}", 0.85, seed=seed, method={"name": "none"})
+        path = tmp_path / f"scratch-{seed}" / "config.yaml"
+        record = yaml.safe_load(path.read_text())
+        record["config"]["model"] = {"name": "compact", "run": named}
+        path.write_text(yaml.safe_dump(record))
+    found = lines(tmp_path)
+    assert {name: row["n"] for name, row in found.items()} == {
+        "digits compact none of [slimming]": "3",
+        "digits vgg11 none": "3",
+        "digits vgg11 random of [slimming]": "3",
+        "digits vgg11 slimming": "3",
+    }
+    assert found["digits compact none of [slimming]"]["difference"].startswith("+4.00 ±")
+
+
+def test_figures_of_ratios_scales_and_kept_channels(runs, tmp_path):
+    for folder in (runs / "slimming-0", runs / "other"):
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["config"]["method"] |= {"sparsity_weight": 1e-4, "travel": None}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        plan = {"kept": {"a": [0]}, "passes": [{"scores": {"a": [0.5, 0.0], "b": [1e-3, 0.2]}}]}
+        (folder / "plan.json").write_text(json.dumps(plan))
+    draw([runs], tmp_path / "pictures")
+    names = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
+    assert names == {"accuracy_over_macs", "accuracy_over_ratio", "scales", "kept_channels"}
 
 
 def test_damaged_and_unfinished_runs_are_listed(runs):

@@ -142,6 +142,7 @@ class Method:
         remarks: What the user should know of the choice, once `select_channels` has made it.
         forgets: Whether channels that become active start without momentum.
         after_training: Names of the method's options that its training does not look at.
+        trains_as: Name that methods share whose training is the same, whatever their options.
         trains_for_pruning: Whether its training looks at how channels will be selected.
     """
 
@@ -154,6 +155,7 @@ class Method:
     remarks: tuple[str, ...] = ()
     forgets = False
     after_training: tuple[str, ...] = ()
+    trains_as = ""
     trains_for_pruning = False
 
     def before_training(

@@ -31,7 +31,7 @@ class L1Norm(Method):
     """
 
     prunes = True
-    after_training = ("shares",)
+    trains_as = "nothing but the loss"
     score = "L1 norm of filters"
 
     def __init__(self, shares: Mapping[str, float] | None = None):

@@ -6,6 +6,7 @@ A compact network is loaded from its architecture, its plan and its tensors; no 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from chanprune.channels import Counts, Fidelity, Plan, State, compact, rebuild, rewire, trace
+from chanprune.channels import (
+    ChannelGraph,
+    Counts,
+    Fidelity,
+    Plan,
+    State,
+    compact,
+    rebuild,
+    rewire,
+    trace,
+)
 from chanprune.errors import UserError
 from chanprune.models import build_skeleton
 from chanprune.pipeline.files import write_json, write_tensors
@@ -125,6 +136,49 @@ def load(path: str | Path) -> nn.Module:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the model in {folder} is damaged: {reason}") from error
     return model
+
+
+def original(options: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
+    """Return the options of the network that plans refer to, and what a model keeps of it.
+
+    Args:
+        options: Of a model, as configured; model=compact names a run.
+
+    Raises:
+        UserError: There is no such run, or its channels were re-allocated.
+    """
+    if options["name"] != "compact":
+        return dict(options), Plan({})
+    description = _read_description(Path(options["run"]) / "model.json")
+    if description.get("copies") or description.get("expanded"):
+        raise UserError(
+            f"model.run={options['run']}: that network reads copies of channels, whose shifts were "
+            "learned; there is no such network before training"
+        )
+    return dict(description["architecture"]), Plan.from_json(description["plan"])
+
+
+def compact_afresh(
+    model: nn.Module, graph: ChannelGraph, plan: Plan
+) -> tuple[nn.Module, ChannelGraph]:
+    """Return the compact network as if it were initialised as such.
+
+    Filters are drawn with a variance of 2 / (k^2 C_out) in all networks of ours, so that those that
+    a plan keeps grow by the square root of what it leaves of the C_out.
+
+    Args:
+        model: The whole network, initialised.
+        graph: Its channel graph.
+        plan: What the compact network keeps.
+    """
+    small = compact(model, graph, plan, check=False)
+    with torch.no_grad():
+        for name, module in small.model.named_modules():
+            if isinstance(module, nn.Conv2d):
+                whole = model.get_submodule(name)
+                assert isinstance(whole, nn.Conv2d)
+                module.weight.mul_(math.sqrt(whole.out_channels / module.out_channels))
+    return small.model, small.graph
 
 
 def extract(model: nn.Module, level: float) -> nn.Module:

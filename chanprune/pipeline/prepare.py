@@ -19,6 +19,7 @@ from chanprune.methods import METHODS, Method, PruneOptions, select
 from chanprune.models import architecture, build, load_weights
 from chanprune.parallel import first_before_others
 from chanprune.pipeline.loop import TrainOptions, setting_of
+from chanprune.pipeline.model_file import compact_afresh, original
 from chanprune.pipeline.table import Row
 
 
@@ -45,13 +46,18 @@ class Network:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What can be refused before a run directory is touched."""
+    """What can be refused before a run directory is touched.
+
+    Attributes:
+        architecture: Arguments of `models.build` for the network that all plans refer to.
+    """
 
     dataset: data.Dataset
     network: Network
     device: torch.device
     notes: tuple[str, ...]
     prune: PruneOptions
+    architecture: Mapping[str, Any]
 
 
 def prepare(config: Mapping[str, Any]) -> Prepared:
@@ -68,7 +74,9 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     with first_before_others():
         dataset = data.load(seed=config["seed"], **config["dataset"]).on(device)
     info = dataset.info
-    model = build(**architecture(config["model"], info.input_shape, len(info.class_names)))
+    options, plan = original(config["model"])
+    built_from = architecture(options, info.input_shape, len(info.class_names))
+    model = build(**built_from)
     notes = _load_weights(model, config["model"])
     model = model.to(device)
     channels_last(model)
@@ -76,9 +84,12 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         graph = trace(model, info.input_shape)
     except UnsupportedNetwork as error:
         raise UserError(str(error)) from error
-    prepared = Prepared(
-        dataset, Network(model, graph), device, notes, _prune_options(config, graph)
-    )
+    if plan.kept:
+        model, graph = compact_afresh(model, graph, plan)
+        channels_last(model)
+    network = Network(model, graph, plan)
+    selecting = _prune_options(config, graph)
+    prepared = Prepared(dataset, network, device, notes, selecting, built_from)
     _rehearse(config, prepared)
     return prepared
 

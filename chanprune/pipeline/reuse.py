@@ -41,17 +41,18 @@ FORMAT = 1  # to be raised when a checkpoint's layout, or what training does, ch
 def training_depends_on(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
     """Return everything that decides the bits of the first train stage."""
     method = METHODS[config["method"]["name"]]
-    dataset = prepared.dataset
+    own = {k: v for k, v in config["method"].items() if k not in method.after_training}
+    dataset, plan = prepared.dataset, prepared.network.plan.to_json()
     labels = torch.cat([split.labels.cpu() for split in dataset.splits.values()])
     return {
         "format": FORMAT,
         "torch": str(torch.__version__),
         "device": prepared.device.type,
         "seed": config["seed"],
-        "model": config["model"],
+        "model": config["model"] if not plan else [prepared.architecture, plan],
         "dataset": config["dataset"],
         "images": [dataset.mean, dataset.std, zlib.crc32(labels.numpy().tobytes())],
-        "method": {k: v for k, v in config["method"].items() if k not in method.after_training},
+        "method": own if not method.trains_as else {"name": method.trains_as},
         "train": {k: v for k, v in config["train"].items() if k != "save_every_minutes"},
         "prune": asdict(prepared.prune) if method.trains_for_pruning else None,
     }

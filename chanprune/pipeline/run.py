@@ -34,7 +34,6 @@ from chanprune.channels import (
 )
 from chanprune.errors import RunError, UserError
 from chanprune.methods import Method
-from chanprune.models import architecture
 from chanprune.parallel import agree
 from chanprune.pipeline.conversion import convert
 from chanprune.pipeline.cost import Cost, in_words
@@ -148,6 +147,7 @@ class _Experiment:
         self.interruption = interruption
         self.dataset = prepared.dataset
         self.device = prepared.device
+        self.architecture = prepared.architecture
         self.run_dir = run_dir
         self.record = Record(run_dir)
         self.absorb: Literal["none", "bias"] = config["prune"]["absorb"]
@@ -294,7 +294,9 @@ class _Experiment:
         for conversion in method.conversions(network.model):
             began = time.perf_counter()
             network.options |= conversion.options
-            network.model, error = convert(network.model, self.architecture(network), conversion)
+            network.model, error = convert(
+                network.model, {**self.architecture, **network.options}, conversion
+            )
             network.graph = trace(network.model, self.dataset.info.input_shape)
             if conversion.exact:
                 self.record.say(f"{conversion.label}: logits as before to {error:.1g}")
@@ -399,7 +401,7 @@ class _Experiment:
         save_model(
             self.run_dir,
             network.model,
-            self.architecture(network),
+            {**self.architecture, **network.options},
             network.plan,
             preprocessing,
             info.class_names,
@@ -448,12 +450,6 @@ class _Experiment:
         self.record.close()
         write_json(self.run_dir / "summary.json", summary)
         return summary
-
-    def architecture(self, network: Network) -> dict[str, Any]:
-        """Return the arguments of `models.build` for the network without its plan."""
-        info = self.dataset.info
-        model = {**self.config["model"], **network.options}
-        return architecture(model, info.input_shape, len(info.class_names))
 
     def _title(self) -> str:
         method = self.config["method"]["name"]

@@ -70,6 +70,7 @@ class PreResNet(_Section):
     width: Width
     shortcut: Literal["projection", "zero_pad"]
     downsample: Literal["stride", "pool"]
+    stem_stride: Annotated[int, Field(ge=1)]
 
 
 class ResNeXt(_Section):
@@ -79,6 +80,7 @@ class ResNeXt(_Section):
     width: Width
     cardinality: Annotated[int, Field(ge=1)]
     base_width: Annotated[int, Field(ge=1)]
+    stem_stride: Annotated[int, Field(ge=1)]
 
 
 class DenseNet(_Section):
@@ -91,6 +93,7 @@ class DenseNet(_Section):
     bottleneck: bool
     transition: Literal["conv", "pool"]
     compression: Annotated[float, Field(gt=0, le=1)]
+    stem_stride: Annotated[int, Field(ge=1)]
 
 
 class CondenseNet(_Section):

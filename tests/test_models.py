@@ -236,3 +236,40 @@ def test_small_images_are_refused(name):
     smallest = 16 if name.startswith("vgg") else 8
     with pytest.raises(UserError, match=f"{smallest} x {smallest} pixels or more"):
         build(name, num_classes=10, in_channels=3, image_size=smallest - 1)
+
+
+SELECTIVE = {
+    ("densenet40", "cifar100"): (233_668, 71_355_840),
+    ("densenet40", "fashion"): (211_546, 54_277_152),
+    ("densenet40", "tiny"): (257_768, 71_379_840),
+    ("densenet100", "cifar100"): (1_049_788, 286_493_280),
+    ("densenet100", "fashion"): (995_266, 218_967_792),
+    ("densenet100", "tiny"): (1_109_888, 286_553_280),
+    ("preresnet164", "cifar100"): (1_684_404, 239_281_152),
+    ("preresnet164", "fashion"): (1_660_986, 182_956_800),
+    ("preresnet164", "tiny"): (1_710_104, 239_306_752),
+    ("preresnext29", "cifar100"): (33_843_620, 4_900_818_944),
+    ("preresnext29", "fashion"): (33_750_218, 3_751_218_176),
+    ("preresnext29", "tiny"): (33_946_120, 4_900_921_344),
+}
+
+
+@pytest.mark.parametrize("name, images", SELECTIVE)
+def test_counts_of_the_selective_convolution_paper_s_networks(name, images):
+    classes, channels, size, stride = {
+        "cifar100": (100, 3, 32, 1),
+        "fashion": (10, 1, 28, 1),
+        "tiny": (200, 3, 64, 2),
+    }[images]
+    options = POOLED if name == "preresnet164" else BOTTLENECK if "dense" in name else {}
+    with torch.device("meta"):
+        model = build(
+            name,
+            num_classes=classes,
+            in_channels=channels,
+            image_size=size,
+            stem_stride=stride,
+            **options,
+        )
+    counts = count(model, (channels, size, size))
+    assert (counts.params, counts.macs) == SELECTIVE[name, images]

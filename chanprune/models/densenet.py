@@ -73,6 +73,7 @@ class DenseNet(nn.Module):
         bottleneck: Whether the layers have a 1x1 convolution in front.
         transition: "conv", or "pool" for a pooling alone.
         compression: Share of the channels that a transition's convolution passes on.
+        stem_stride: Stride of the first convolution.
         num_classes: Number of classes.
         in_channels: Channels of the image.
     """
@@ -86,11 +87,12 @@ class DenseNet(nn.Module):
         bottleneck: bool,
         transition: Literal["conv", "pool"],
         compression: float,
+        stem_stride: int,
         num_classes: int,
         in_channels: int,
     ):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
+        self.conv = nn.Conv2d(in_channels, stem, 3, stem_stride, padding=1, bias=False)
         kind = BottleneckLayer if bottleneck else DenseLayer
         width = stem
         stages: list[nn.Module] = []
@@ -128,13 +130,14 @@ def build_densenet(
     bottleneck: bool = False,
     transition: Literal["conv", "pool"] = "conv",
     compression: float = 1.0,
+    stem_stride: int = 1,
 ) -> DenseNet:
     """Build a DenseNet of `depth` layers, `width` times as wide (growth and first convolution).
 
     Raises:
         UserError: The image is too small.
     """
-    check_image_size(f"densenet{depth}", image_size, smallest=8)
+    check_image_size(f"densenet{depth}", image_size, smallest=8 * stem_stride)
     return DenseNet(
         (depth - 4) // (6 if bottleneck else 3),
         scaled(growth, width),
@@ -142,6 +145,7 @@ def build_densenet(
         bottleneck=bottleneck,
         transition=transition,
         compression=compression,
+        stem_stride=stem_stride,
         num_classes=num_classes,
         in_channels=in_channels,
     )

@@ -81,11 +81,12 @@ class PreResNet(nn.Module):
         groups: int,
         shortcut: Literal["projection", "zero_pad"],
         downsample: Literal["stride", "pool"],
+        stem_stride: int,
         num_classes: int,
         in_channels: int,
     ):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
+        self.conv = nn.Conv2d(in_channels, stem, 3, stem_stride, padding=1, bias=False)
         inputs = stem
         stages: list[nn.Module] = []
         for number, (middle, outputs) in enumerate(zip(inner, outer, strict=True)):
@@ -121,13 +122,14 @@ def build_preresnet(
     width: float = 1.0,
     shortcut: Literal["projection", "zero_pad"] = "projection",
     downsample: Literal["stride", "pool"] = "stride",
+    stem_stride: int = 1,
 ) -> PreResNet:
     """Build the bottleneck network of 29 or 164 layers; depth = 9 blocks + 2.
 
     Raises:
         UserError: The image is too small.
     """
-    check_image_size(f"preresnet{depth}", image_size, smallest=8)
+    check_image_size(f"preresnet{depth}", image_size, smallest=8 * stem_stride)
     inner = tuple(scaled(channels, width) for channels in (16, 32, 64))
     return PreResNet(
         (depth - 2) // 9,
@@ -137,6 +139,7 @@ def build_preresnet(
         groups=1,
         shortcut=shortcut,
         downsample=downsample,
+        stem_stride=stem_stride,
         num_classes=num_classes,
         in_channels=in_channels,
     )
@@ -150,13 +153,14 @@ def build_preresnext(
     width: float = 1.0,
     cardinality: int = 8,
     base_width: int = 64,
+    stem_stride: int = 1,
 ) -> PreResNet:
     """Build the pre-activation ResNeXt-29 of the selective-convolution paper.
 
     Raises:
         UserError: The image is too small.
     """
-    check_image_size("preresnext29", image_size, smallest=8)
+    check_image_size("preresnext29", image_size, smallest=8 * stem_stride)
     stem, inner, outer = resnext_widths(width, cardinality, base_width)
     return PreResNet(
         3,
@@ -166,6 +170,7 @@ def build_preresnext(
         groups=cardinality,
         shortcut="zero_pad",
         downsample="pool",
+        stem_stride=stem_stride,
         num_classes=num_classes,
         in_channels=in_channels,
     )

@@ -48,11 +48,12 @@ class ResNeXt(nn.Module):
         inner: tuple[int, ...],
         outer: tuple[int, ...],
         groups: int,
+        stem_stride: int,
         num_classes: int,
         in_channels: int,
     ):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
+        self.conv = nn.Conv2d(in_channels, stem, 3, stem_stride, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(stem)
         inputs = stem
         stages = []
@@ -81,6 +82,7 @@ def build_resnext(
     width: float = 1.0,
     cardinality: int = 8,
     base_width: int = 64,
+    stem_stride: int = 1,
 ) -> ResNeXt:
     """Build ResNeXt-29; 8 x 64d has 34 426 698 parameters, 16 x 64d 68 155 210.
 
@@ -91,17 +93,19 @@ def build_resnext(
         width: Factor of every number of channels.
         cardinality: Groups of the 3x3 convolutions.
         base_width: Channels of one such group in the first stage.
+        stem_stride: Stride of the first convolution.
 
     Raises:
         UserError: The image is too small.
     """
-    check_image_size("resnext29", image_size, smallest=8)
+    check_image_size("resnext29", image_size, smallest=8 * stem_stride)
     stem, inner, outer = resnext_widths(width, cardinality, base_width)
     return ResNeXt(
         stem,
         inner,
         outer,
         cardinality,
+        stem_stride,
         num_classes,
         in_channels,
     )

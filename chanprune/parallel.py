@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from chanprune import ranks
 from chanprune.channels import Plan
+from chanprune.channels.gathered import Gathered
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import RunError
 
@@ -183,6 +184,8 @@ def _normalise(norm: Any, images: Tensor) -> Tensor:
 
     Sums are in float64, in which the mean square less the squared mean is exact enough.
     """
+    if isinstance(norm, Gathered):
+        images = norm.gathered(images)
     if not norm.training:
         return F.batch_norm(
             images, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps

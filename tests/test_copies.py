@@ -163,9 +163,14 @@ def test_a_batch_norm_with_copies_normalises_what_its_slots_read(training, form)
     mine, theirs = norm(images), plain(read_by_hand(norm, images))
     torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
     torch.testing.assert_close(norm.running_mean, plain.running_mean)
-    inputs = (images, norm.shift)
-    gradients = torch.autograd.grad((mine * towards).sum(), inputs)
-    expected = torch.autograd.grad((theirs * towards).sum(), inputs)
+    torch.testing.assert_close(norm.running_var, plain.running_var)
+    torch.testing.assert_close(norm.gathered(images), read_by_hand(norm, images))
+    gradients = torch.autograd.grad(
+        (mine * towards).sum(), (images, norm.shift, norm.weight, norm.bias)
+    )
+    expected = torch.autograd.grad(
+        (theirs * towards).sum(), (images, norm.shift, plain.weight, plain.bias)
+    )
     for one, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-11, rtol=0)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.test_pipeline import changed, execute
-from tests.test_resume import TINY, lines, wait_for
+from tests.test_resume import PREACTIVATION, TINY, lines, wait_for
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 STAGE = {"epochs": 1, "batch_size": 128, "lr": 0.002}  # in ten small steps no rounding error grows
@@ -28,6 +28,13 @@ RUNS = {
     "cucb, example": {"method": {"name": "cucb", "explore": 3, "reduce": "example"}},
     "random_every_step": {"method": {"name": "random_every_step", "every": 3}},
     "selectconv": {
+        "model": PREACTIVATION,
+        "method": {"name": "selectconv", "threshold": 0.1, "until": 1.0},
+        "train": {**STAGE, "epochs": 2},
+        "finetune": {**STAGE, "epochs": 0},
+    },
+    "selectconv, compression": {
+        "model": PREACTIVATION,
         "method": {"name": "selectconv", "threshold": 0.1, "realloc": False, "until": 1.0},
         "train": {**STAGE, "epochs": 2},
         "finetune": {**STAGE, "epochs": 0},

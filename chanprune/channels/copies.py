@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chanprune.channels.copied_norm import normalise_with_copies
 from chanprune.channels.gathered import Gathered, add_at, pick, read, replace, select, spread
 from chanprune.channels.shift import TAPS_PER_SHIFT, gradients, move, radius_of
 
@@ -79,20 +80,28 @@ class Copying(Gathered):
     def read_all(self) -> None:
         """Leave it to the slots what they read."""
 
+    def gathered(self, images: Tensor) -> Tensor:
+        """Return what the slots read of (N, C_stream, H, W): (N, C, H, W)."""
+        index, copies = self.index.to(images.device), self.copies.to(images.device)
+        own = None if len(index) == images.shape[1] else index
+        if len(copies):
+            route = self.moved_by(), own, index[copies], copies, self.radius
+            slots: Tensor = _ReadSlots.apply(images, *route)
+            return slots
+        return images if own is None else pick(images, own)
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map what the slots read of (N, C_stream, H, W) as the layer itself does."""
         if self.training:
             self.measure()
-        slots, index = input, self.index.to(input.device)
-        own = None if len(index) == input.shape[1] else index
-        if len(self.copies):
-            copies = self.copies.to(input.device)
-            slots = _ReadSlots.apply(
-                input, self.moved_by(), own, index[copies], copies, self.radius
-            )
-        elif own is not None:
-            slots = pick(input, own)
-        output: Tensor = super(Gathered, self).forward(slots)
+        if (
+            isinstance(self, nn.BatchNorm2d)
+            and len(self.copies)
+            and len(self.index) == input.shape[1]
+            and not input.is_meta
+        ):
+            return normalise_with_copies(self, input)
+        output: Tensor = super(Gathered, self).forward(self.gathered(input))
         return output
 
     def train(self, mode: bool = True) -> Copying:

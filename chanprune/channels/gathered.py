@@ -109,9 +109,13 @@ class Gathered(nn.Module):
         del self.index
         self.__class__ = next(k for k, own in _TYPES.items() if own is type(self))  # type: ignore[assignment]
 
+    def gathered(self, images: Tensor) -> Tensor:
+        """Return what the layer itself sees of (N, C, ...): (N, C_kept, ...)."""
+        return pick(images, self.index)
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map (N, C, ...) to (N, C_kept, ...)."""
-        normalised: Tensor = super().forward(pick(input, self.index))
+        normalised: Tensor = super().forward(self.gathered(input))
         return normalised
 
 

@@ -30,13 +30,13 @@ RUNS = {
     "selectconv": {
         "model": PREACTIVATION,
         "method": {"name": "selectconv", "threshold": 0.1, "until": 1.0},
-        "train": {**STAGE, "epochs": 2},
+        "train": {**STAGE, "epochs": 2, "lr": 2e-4},
         "finetune": {**STAGE, "epochs": 0},
     },
     "selectconv, compression": {
         "model": PREACTIVATION,
         "method": {"name": "selectconv", "threshold": 0.1, "realloc": False, "until": 1.0},
-        "train": {**STAGE, "epochs": 2},
+        "train": {**STAGE, "epochs": 2, "lr": 2e-4},
         "finetune": {**STAGE, "epochs": 0},
     },
 }

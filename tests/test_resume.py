@@ -50,6 +50,12 @@ RUNS = {
         "method": {"name": "selectconv", "threshold": 0.3, "until": 1.0, "realloc": False},
         "train": {"epochs": 3},
     },
+    "lgc": {
+        "model": {"name": "condensenet50", "width": 0.25, "groups": 2, "condensation": 4},
+        "method": {"name": "lgc"},
+        "train": {"epochs": 3},
+        "finetune": {"epochs": 0},
+    },
     "passes": {"method": {"name": "slimming", "passes": 2}, "prune": {"ratio": 0.2}},
 }
 

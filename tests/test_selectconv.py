@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file
 
 import chanprune
@@ -178,6 +179,16 @@ def test_what_cannot_be_selective_is_listed():
     assert sum(reason == "it is in groups" for reason in others.values()) == 9
     units, others = selective_units(vgg, trace(vgg, (3, 32, 32)))
     assert units and any("pool" in reason for reason in others.values())
+
+
+@pytest.mark.parametrize("name, units", [("resnet50", 32), ("densenet121", 119), ("vgg16_bn", 8)])
+def test_networks_of_torchvision_are_selective(name, units):
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)()
+    found, others = selective_units(model, trace(model, (3, 64, 64)))
+    convs = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(found) == units
+    assert {unit.conv for unit in found} | others.keys() == set(convs) and all(others.values())
 
 
 def test_a_network_without_selective_convolutions_is_refused():

@@ -34,8 +34,8 @@ def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complete
 
 
 METHODS = (
-    "cucb, final_random, fixed_random, idp, l1norm, none, prioritized, random, random_every_step, "
-    "slimming"
+    "cucb, final_random, fixed_random, idp, l1norm, lgc, none, prioritized, random, "
+    "random_every_step, selectconv, slimming"
 )
 
 MISTAKES = [

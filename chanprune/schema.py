@@ -73,6 +73,13 @@ class PreResNet(_Section):
     stem_stride: Annotated[int, Field(ge=1)]
 
 
+class PreResNet50(_Section):
+    """model=preresnet50."""
+
+    name: Literal["preresnet50"]
+    width: Width
+
+
 class ResNeXt(_Section):
     """model=resnext29, preresnext29."""
 
@@ -325,7 +332,17 @@ class Evaluation(_Format):
 SECTIONS: dict[str, list[type[_Section]]] = {
     "run": [RunSection],
     "cache": [CacheSection],
-    "model": [Vgg, ResNet, PreResNet, ResNeXt, DenseNet, CondenseNet, Compact, Library],
+    "model": [
+        Vgg,
+        ResNet,
+        PreResNet,
+        PreResNet50,
+        ResNeXt,
+        DenseNet,
+        CondenseNet,
+        Compact,
+        Library,
+    ],
     "dataset": [Embedded, FromFiles],
     "method": [
         NoMethod,

@@ -31,7 +31,7 @@ def test_there_are_as_many_choices_as_names():
     assert stems["method"] == set(METHODS) and stems["dataset"] == set(DATASETS)
     forms = {"densenet40_bottleneck", "densenet100_bottleneck", "densenet100_bc"}
     assert stems["model"] == {*MODELS, *forms, "torchvision", "timm", "compact"} - {"densenet100"}
-    assert len([path for path in CHOICES if path.parts[0] == "experiment"]) == 83
+    assert len([path for path in CHOICES if path.parts[0] == "experiment"]) == 85
 
 
 @pytest.mark.parametrize("path", CHOICES, ids=str)

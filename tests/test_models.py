@@ -190,12 +190,14 @@ def test_published_counts_of_pruned_resnets(depth, shares, skipped, params, macs
     assert (counts.params, counts.macs, num_scales(small)) == (params, macs, scales)
 
 
+SMALLEST = {"preresnet50": 32}
 SIZES = ((16, 0.1, 1, 3), (33, 0.07, 4, 7), (64, 0.05, 3, 2))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_any_size_width_and_number_of_channels(name):
-    for size, width, channels, classes in SIZES:
+    sizes = [entry for entry in SIZES if entry[0] >= SMALLEST.get(name, 16)]
+    for size, width, channels, classes in sizes:
         model = build_skeleton(
             name=name, num_classes=classes, in_channels=channels, image_size=size, width=width
         ).eval()
@@ -233,7 +235,7 @@ def test_initialisation_is_the_papers():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_small_images_are_refused(name):
-    smallest = 16 if name.startswith("vgg") else 8
+    smallest = SMALLEST.get(name, 16 if name.startswith("vgg") else 8)
     with pytest.raises(UserError, match=f"{smallest} x {smallest} pixels or more"):
         build(name, num_classes=10, in_channels=3, image_size=smallest - 1)
 
@@ -251,6 +253,7 @@ SELECTIVE = {
     ("preresnext29", "cifar100"): (33_843_620, 4_900_818_944),
     ("preresnext29", "fashion"): (33_750_218, 3_751_218_176),
     ("preresnext29", "tiny"): (33_946_120, 4_900_921_344),
+    ("preresnet50", "imagenet"): (22_780_456, 3_498_311_680),
 }
 
 
@@ -260,15 +263,16 @@ def test_counts_of_the_selective_convolution_paper_s_networks(name, images):
         "cifar100": (100, 3, 32, 1),
         "fashion": (10, 1, 28, 1),
         "tiny": (200, 3, 64, 2),
+        "imagenet": (1000, 3, 224, 0),
     }[images]
     options = POOLED if name == "preresnet164" else BOTTLENECK if "dense" in name else {}
+    options = {**options, "stem_stride": stride} if stride else options
     with torch.device("meta"):
         model = build(
             name,
             num_classes=classes,
             in_channels=channels,
             image_size=size,
-            stem_stride=stride,
             **options,
         )
     counts = count(model, (channels, size, size))

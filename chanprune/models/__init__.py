@@ -13,7 +13,7 @@ from chanprune.errors import UserError
 from chanprune.models import condensenet, vgg
 from chanprune.models.densenet import build_densenet
 from chanprune.models.library import build_from_library, load_weights
-from chanprune.models.preresnet import build_preresnet, build_preresnext
+from chanprune.models.preresnet import build_preresnet, build_preresnet50, build_preresnext
 from chanprune.models.resnet import build_resnet
 from chanprune.models.resnext import build_resnext
 
@@ -23,6 +23,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(vgg.build_vgg, name) for name in vgg.STAGES},
     **{f"resnet{depth}": partial(build_resnet, depth) for depth in (20, 32, 44, 56, 110)},
     **{f"preresnet{depth}": partial(build_preresnet, depth) for depth in (29, 164)},
+    "preresnet50": build_preresnet50,
     "resnext29": build_resnext,
     "preresnext29": build_preresnext,
     **{f"densenet{depth}": partial(build_densenet, depth) for depth in (40, 100)},

@@ -3,7 +3,7 @@
 Batch norm and ReLU stand before each convolution; the residual stream is a plain sum. Network
 Slimming uses projections where the width changes and strides in the 3x3 convolution (1 703 258
 parameters); the selective-convolution paper pads the shortcut with zeros and pools between the
-stages, for ResNet-164 (1 661 274) and ResNeXt-29 8x64d (33 751 370).
+stages, for ResNet-164 (1 661 274), ResNeXt-29 8x64d (33 751 370) and, on ImageNet, ResNet-50.
 """
 
 from __future__ import annotations
@@ -69,11 +69,14 @@ class Bottleneck(nn.Module):
 
 
 class PreResNet(nn.Module):
-    """Stem, three stages of bottlenecks, batch norm, ReLU, average pool, linear layer."""
+    """Stem, stages of bottlenecks, batch norm, ReLU, average pool, linear layer.
+
+    With `large_stem` the first convolution is 7x7 with stride 2, and max pooling follows.
+    """
 
     def __init__(
         self,
-        blocks: int,
+        blocks: tuple[int, ...],
         stem: int,
         inner: tuple[int, ...],
         outer: tuple[int, ...],
@@ -84,19 +87,24 @@ class PreResNet(nn.Module):
         stem_stride: int,
         num_classes: int,
         in_channels: int,
+        large_stem: bool = False,
     ):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, stem, 3, stem_stride, padding=1, bias=False)
+        kernel = 7 if large_stem else 3
+        self.conv = nn.Conv2d(
+            in_channels, stem, kernel, stem_stride, padding=kernel // 2, bias=False
+        )
+        self.shrink: nn.Module = nn.MaxPool2d(3, 2, 1) if large_stem else nn.Identity()
         inputs = stem
         stages: list[nn.Module] = []
-        for number, (middle, outputs) in enumerate(zip(inner, outer, strict=True)):
+        for number, (length, middle, outputs) in enumerate(zip(blocks, inner, outer, strict=True)):
             shrinks = number > 0
             if shrinks and downsample == "pool":
                 stages.append(nn.AvgPool2d(2))
             stride = 2 if shrinks and downsample == "stride" else 1
             first = Bottleneck(inputs, middle, outputs, stride, groups, shortcut)
             others = [
-                Bottleneck(outputs, middle, outputs, 1, groups, shortcut) for _ in range(blocks - 1)
+                Bottleneck(outputs, middle, outputs, 1, groups, shortcut) for _ in range(length - 1)
             ]
             stages.append(nn.Sequential(first, *others))
             inputs = outputs
@@ -108,7 +116,7 @@ class PreResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) images to (N, classes) logits."""
-        x = torch.relu(self.bn(self.stages(self.conv(x))))
+        x = torch.relu(self.bn(self.stages(self.shrink(self.conv(x)))))
         logits: Tensor = self.classifier(self.pool(x).flatten(1))
         return logits
 
@@ -132,7 +140,7 @@ def build_preresnet(
     check_image_size(f"preresnet{depth}", image_size, smallest=8 * stem_stride)
     inner = tuple(scaled(channels, width) for channels in (16, 32, 64))
     return PreResNet(
-        (depth - 2) // 9,
+        ((depth - 2) // 9,) * 3,
         inner[0],
         inner,
         tuple(EXPANSION * channels for channels in inner),
@@ -142,6 +150,31 @@ def build_preresnet(
         stem_stride=stem_stride,
         num_classes=num_classes,
         in_channels=in_channels,
+    )
+
+
+def build_preresnet50(
+    *, num_classes: int, in_channels: int, image_size: int, width: float = 1.0
+) -> PreResNet:
+    """Build the pre-activation ResNet-50 of the selective-convolution paper, 22 780 456 parameters.
+
+    Raises:
+        UserError: The image is too small.
+    """
+    check_image_size("preresnet50", image_size, smallest=32)
+    inner = tuple(scaled(channels, width) for channels in (64, 128, 256, 512))
+    return PreResNet(
+        (3, 4, 6, 3),
+        inner[0],
+        inner,
+        tuple(EXPANSION * channels for channels in inner),
+        groups=1,
+        shortcut="zero_pad",
+        downsample="pool",
+        stem_stride=2,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        large_stem=True,
     )
 
 
@@ -163,7 +196,7 @@ def build_preresnext(
     check_image_size("preresnext29", image_size, smallest=8 * stem_stride)
     stem, inner, outer = resnext_widths(width, cardinality, base_width)
     return PreResNet(
-        3,
+        (3, 3, 3),
         stem,
         inner,
         outer,

@@ -187,6 +187,7 @@ def in_turns(work: dict[str, Callable[[], None]], options: argparse.Namespace) -
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in range(WARMUP + options.rounds):
         for name, do in work.items():
+            do()
             took = timed(do, torch.device(options.device))
             if number >= WARMUP:
                 seconds[name].append(took)

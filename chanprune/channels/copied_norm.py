@@ -30,7 +30,7 @@ def normalise_with_copies(norm: Any, images: Tensor) -> Tensor:
     of_copies = norm.running_mean[copies], norm.running_var[copies]
     statistics = norm.running_mean, norm.running_var, *of_copies
     sources = norm.index[copies]
-    route = norm.moved_by(), sources, copies, norm.radius
+    route = norm.moved_by(), sources, copies
     how = norm.training, share, norm.eps
     output: Tensor = _Normalise.apply(images, norm.weight, norm.bias, *route, statistics, how)
     if norm.training:
@@ -41,41 +41,82 @@ def normalise_with_copies(norm: Any, images: Tensor) -> Tensor:
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, *others: Any) -> Tensor:
-        shift, sources, copies, radius, (mean, var, own_mean, own_var), how = others
-        own = weight[copies], bias[copies]
+        shift, sources, copies, (mean, var, own_mean, own_var), (training, share, eps) = others
         rest = weight.index_fill(0, copies, 0), bias.index_fill(0, copies, 0)
-        output, *saved = torch.native_batch_norm(images, *rest, mean, var, *how)
-        moved, padded = move(select(images, sources), shift, radius)
-        values, *own_saved = torch.native_batch_norm(moved, *own, own_mean, own_var, *how)
-        replace(output, copies, values)
-        ctx.save_for_backward(
-            images, rest[0], *saved, moved, own[0], *own_saved, padded, shift, sources, copies
+        output, *saved = torch.native_batch_norm(images, *rest, mean, var, training, share, eps)
+        moved, made_of = move(select(images, sources), shift)
+        rows = _rows(moved.to(weight.dtype))
+        centred, own_var = _centred(rows, own_mean, own_var, training, share)
+        scale = (own_var + eps).rsqrt()
+        along = rows.shape[1] // copies.shape[0]
+        values = torch.addcmul(
+            _along(bias[copies], along), centred, _along(weight[copies] * scale, along)
         )
-        ctx.statistics, ctx.how, ctx.radius = others[4], how, radius
+        replace(output, copies, _images(values.to(output.dtype), moved.shape))
+        ctx.save_for_backward(
+            images, rest[0], *saved, weight, centred, scale, sources, copies, *made_of
+        )
+        ctx.statistics, ctx.how = (mean, var), (training, eps)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, rest, *saved = ctx.saved_tensors[:4]
-        moved, own, *own_saved = ctx.saved_tensors[4:8]
-        padded, shift, sources, copies = ctx.saved_tensors[8:]
-        mean, var, own_mean, own_var = ctx.statistics
-        training, _, eps = ctx.how
-        backward, all_three = torch.ops.aten.native_batch_norm_backward, [True] * 3
-        of_images, of_weight, of_bias = backward(
-            grad, images, rest, mean, var, *saved, training, eps, all_three
+        weight, centred, scale, sources, copies, *made_of = ctx.saved_tensors[4:]
+        of_images, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, images, rest, *ctx.statistics, *saved, *ctx.how, [True] * 3
         )
-        of_moved, of_weight[copies], of_bias[copies] = backward(
-            select(grad, copies),
-            moved,
-            own,
-            own_mean,
-            own_var,
-            *own_saved,
-            training,
-            eps,
-            all_three,
-        )
-        of_sources, of_shift = gradients(of_moved, padded, shift, ctx.radius)
+        of_copies = select(grad, copies)
+        rows = _rows(of_copies.to(weight.dtype))
+        along = rows.shape[1] // copies.shape[0]
+        own_bias = _per_copy(rows.sum(0), along)
+        own_weight = _per_copy((rows * centred).sum(0), along) * scale
+        factor = weight[copies] * scale
+        share = factor * (-ctx.how[0] / (rows.shape[0] * along))
+        rows = torch.addcmul(_along(own_bias * share, along), rows, _along(factor, along))
+        rows.addcmul_(centred, _along(own_weight * scale * share, along))
+        of_moved = _images(rows.to(grad.dtype), of_copies.shape)
+        of_sources, of_shift = gradients(of_moved, *made_of)
         add_at(of_images, sources, of_sources)
-        return of_images, of_weight, of_bias, of_shift, None, None, None, None, None
+        of_weight[copies], of_bias[copies] = own_weight, own_bias
+        return of_images, of_weight, of_bias, of_shift.to(weight.dtype), None, None, None, None
+
+
+def _centred(
+    rows: Tensor, mean: Tensor, var: Tensor, training: bool, share: float
+) -> tuple[Tensor, Tensor]:
+    """Return what rows (N H, W R) are beyond their mean, and the variance (R,).
+
+    In training both are the batch's, and the running ones, `mean` and `var`, move towards them.
+    """
+    along = rows.shape[1] // mean.shape[0]
+    if not training:
+        return rows - _along(mean, along), var
+    batch_mean = _per_copy(rows.mean(0), along) / along
+    centred = rows - _along(batch_mean, along)
+    batch_var = _per_copy(centred.square().mean(0), along) / along
+    pixels = rows.shape[0] * along
+    mean.lerp_(batch_mean, share)
+    var.lerp_(batch_var * (pixels / (pixels - 1)), share)
+    return centred, batch_var
+
+
+def _rows(images: Tensor) -> Tensor:
+    """View images (N, R, H, W) as (N H, W R): with few copies, whole rows are added up faster."""
+    count, copies, height, width = images.shape
+    return images.permute(0, 2, 3, 1).reshape(count * height, width * copies)
+
+
+def _images(rows: Tensor, shape: torch.Size) -> Tensor:
+    count, copies, height, width = shape
+    return rows.view(count, height, width, copies).permute(0, 3, 1, 2)
+
+
+def _along(of_copies: Tensor, pixels: int) -> Tensor:
+    """Repeat (R,) for each pixel of a row, (W R,)."""
+    return of_copies.expand(pixels, -1).flatten()
+
+
+def _per_copy(of_columns: Tensor, along: int) -> Tensor:
+    """Add up what belongs to the same copy, (W R,) -> (R,)."""
+    return of_columns.view(along, -1).sum(0)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from chanprune.channels.copied_norm import normalise_with_copies
 from chanprune.channels.gathered import Gathered, add_at, pick, read, replace, select, spread
-from chanprune.channels.shift import TAPS_PER_SHIFT, gradients, move, radius_of
+from chanprune.channels.shift import TAPS_PER_SHIFT, gradients, move
 
 OF_COPIES = ("index", "is_copy", "shift")
 
@@ -65,13 +65,11 @@ class Copying(Gathered):
         is_copy: (C,) whether it reads it shifted.
         copies: (R,) the slots that do.
         shift: (C, 2) pixels, x and y; or, once `drop_idle_shifts` was called, (R, 2).
-        radius: Whole pixels that no shift exceeds.
     """
 
     is_copy: Tensor
     copies: Tensor
     shift: nn.Parameter
-    radius = 0
 
     def gather_channels(self, index: Tensor) -> None:
         """Read the channels `index` (C,) of the stream."""
@@ -85,15 +83,13 @@ class Copying(Gathered):
         index, copies = self.index.to(images.device), self.copies.to(images.device)
         own = None if len(index) == images.shape[1] else index
         if len(copies):
-            route = self.moved_by(), own, index[copies], copies, self.radius
+            route = self.moved_by(), own, index[copies], copies
             slots: Tensor = _ReadSlots.apply(images, *route)
             return slots
         return images if own is None else pick(images, own)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map what the slots read of (N, C_stream, H, W) as the layer itself does."""
-        if self.training:
-            self.measure()
         if (
             isinstance(self, nn.BatchNorm2d)
             and len(self.copies)
@@ -103,12 +99,6 @@ class Copying(Gathered):
             return normalise_with_copies(self, input)
         output: Tensor = super(Gathered, self).forward(self.gathered(input))
         return output
-
-    def train(self, mode: bool = True) -> Copying:
-        """Set the mode; how far shifts reach is looked up while training, and once after it."""
-        super().train(mode)
-        self.measure()
-        return self
 
     @torch.no_grad()
     def copy(self, copies: Copies) -> None:
@@ -129,7 +119,7 @@ class Copying(Gathered):
         """Let `slots` (R,) read the channels `sources` (R,), shifted."""
         self.index[slots] = sources
         self.is_copy[slots] = True
-        self.measure()
+        self.find_copies()
 
     def drop_idle_shifts(self) -> None:
         """Keep the shifts of copies alone; without any, become what it was before."""
@@ -152,11 +142,10 @@ class Copying(Gathered):
         return self.shift if len(self.shift) == len(self.copies) else self.shift[self.copies]
 
     @torch.inference_mode(False)
-    def measure(self) -> None:
-        """Look up which slots are copies, and how far they are shifted."""
+    def find_copies(self) -> None:
+        """Look up which slots are copies."""
         if not self.is_copy.is_meta:
             self.copies = self.is_copy.nonzero().flatten()
-        self.radius = radius_of(self.moved_by())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Copying:
         super()._apply(fn, recurse)
@@ -165,30 +154,30 @@ class Copying(Gathered):
 
     def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
         super()._load_from_state_dict(*args, **keywords)
-        self.measure()
+        self.find_copies()
 
 
 class _ReadSlots(torch.autograd.Function):
     """What every slot reads, (N, C_stream, H, W) -> (N, C, H, W).
 
     Takes images, shifts (R, 2), the channel that each slot reads if it is no copy (None: its own),
-    the channels that the copies read (R,), the copies (R,), and the radius of their shifts.
+    the channels that the copies read (R,), and the copies (R,).
     """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, *route: Any) -> Tensor:
-        shift, own, sources, copies, radius = route
+        shift, own, sources, copies = route
         slots = images.clone() if own is None else select(images, own)
-        moved, padded = move(select(images, sources), shift, radius)
+        moved, made_of = move(select(images, sources), shift)
         replace(slots, copies, moved)
-        ctx.save_for_backward(padded, shift, own, sources, copies)
-        ctx.width, ctx.radius = images.shape[1], radius
+        ctx.save_for_backward(own, sources, copies, *made_of)
+        ctx.width = images.shape[1]
         return slots
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        padded, shift, own, sources, copies = ctx.saved_tensors
-        of_copies, of_shift = gradients(select(grad, copies), padded, shift, ctx.radius)
+        own, sources, copies, *made_of = ctx.saved_tensors
+        of_copies, of_shift = gradients(select(grad, copies), *made_of)
         if own is None:
             of_images = grad.clone()
             replace(of_images, copies, torch.zeros_like(of_copies))
@@ -197,7 +186,7 @@ class _ReadSlots(torch.autograd.Function):
             is_copy[copies] = True
             of_images = spread(grad, own, ctx.width, is_copy.logical_not().nonzero().flatten())
         add_at(of_images, sources, of_copies)
-        return of_images, of_shift, None, None, None, None
+        return of_images, of_shift, None, None, None
 
 
 _TYPES: dict[type[nn.Module], type[Copying]] = {}
@@ -215,7 +204,7 @@ def allow_copies(layer: nn.BatchNorm2d | nn.Conv2d) -> Copying:
     layer.register_buffer("index", torch.arange(channels))
     layer.register_buffer("is_copy", torch.zeros(channels, dtype=torch.bool))
     layer.shift = nn.Parameter(torch.zeros(channels, 2, dtype=layer.weight.dtype, device=device))
-    layer.measure()
+    layer.find_copies()
     return layer if device.type == "meta" else layer.to(device)
 
 

@@ -1,9 +1,11 @@
 """Translate channels by fractions of a pixel: spatial shifting (Jeong and Shin, ICML 2019).
 
 A channel moved by (b_x, b_y) has at (h, w) what was at (h + b_y, w + b_x), interpolated between the
-four nearest pixels; beyond the border the edge goes on. That is one depthwise convolution with the
-kernel max(0, 1 - |d_y - b_y|) max(0, 1 - |d_x - b_x|) behind edge padding: it exports to any format
-and has gradients in images and shifts.
+four nearest pixels; beyond the border the edge goes on. So one gather takes from each channel the
+pixels that begin where its shift points, one row and one column more than an image has, and two
+interpolations between neighbours do the rest, of rows and then of columns. That is a depthwise
+convolution with the kernel max(0, 1 - |d_y - b_y|) max(0, 1 - |d_x - b_x|), at four taps whatever
+the shift.
 
 Differs from the authors, whose shifts are in units of (H + W) / 4 of PyTorch's sampling grid, and
 mean less than a pixel where the grid's corners are the centres of pixels: here both axes are in
@@ -16,104 +18,118 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 TAPS_PER_SHIFT = 4
 
 
-def translate(images: Tensor, shift: Tensor, radius: int | None = None) -> Tensor:
+def translate(images: Tensor, shift: Tensor) -> Tensor:
     """Move each channel by its own shift.
 
     Args:
         images: (N, C, H, W).
         shift: (C, 2) in pixels: x (along the width), then y.
-        radius: Whole pixels that every shift is below, where that is known.
 
     Returns:
         (N, C, H, W).
     """
-    radius = radius_of(shift) if radius is None else radius
-    moved: Tensor = _Translate.apply(images, shift, radius)
+    moved: Tensor = _Translate.apply(images, shift)
     return moved
-
-
-def radius_of(shift: Tensor) -> int:
-    """Return the whole pixels that every shift (C, 2) is below, in each direction."""
-    if len(shift) == 0 or shift.is_meta:
-        return 1
-    return math.floor(torch.nan_to_num(shift.detach().abs()).max().item()) + 1
-
-
-def hat_kernels(shift: Tensor, radius: int) -> Tensor:
-    """Return the kernels (C, 2 radius + 1, 2 radius + 1) that move by `shift` (C, 2)."""
-    weights = _hats(_offsets(shift, radius))
-    return weights[:, 1, :, None] * weights[:, 0, None, :]
 
 
 class _Translate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, shift: Tensor, radius: int) -> Tensor:
-        moved, padded = move(images, shift, radius)
-        ctx.save_for_backward(padded, shift)
-        ctx.radius = radius
+    def forward(ctx: Any, images: Tensor, shift: Tensor) -> Tensor:
+        moved, made_of = move(images, shift)
+        ctx.save_for_backward(*made_of)
         return moved
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        padded, shift = ctx.saved_tensors
-        return (*gradients(grad, padded, shift, ctx.radius), None)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return gradients(grad, *ctx.saved_tensors)
 
 
-def move(images: Tensor, shift: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-    """Return the moved images (N, C, H, W), and the padded ones, which the gradients need."""
-    padded = F.pad(images, (radius,) * 4, mode="replicate")
-    return _depthwise(padded, hat_kernels(shift, radius)), padded
+def move(images: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the moved images (N, C, H, W) in channels-last, and what `gradients` takes of them."""
+    count, channels, height, width = images.shape
+    index, x, y = _taps(shift, height, width, images.dtype)
+    flat = images.permute(0, 2, 3, 1).reshape(count, -1)
+    corners = flat.gather(1, index.expand(count, -1)).view(count, height + 1, -1)
+    rows = torch.lerp(corners[:, :-1], corners[:, 1:], y)
+    left, right = _left_and_right(rows, channels)
+    moved = torch.lerp(left, right, x).view(count, height, width, channels)
+    return moved.permute(0, 3, 1, 2), (index, x, y, corners, rows)
 
 
-def gradients(grad: Tensor, padded: Tensor, shift: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+def gradients(
+    grad: Tensor, index: Tensor, x: Tensor, y: Tensor, corners: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the gradients in images (N, C, H, W) and shifts (C, 2).
 
-    That in the shifts takes two more convolutions with the kernels' slopes, which are a third of
-    the time of a gradient in the kernels. At whole pixels the slope is the one to the right.
+    At whole pixels the slope is the one towards the right and below.
 
     Args:
         grad: (N, C, H, W) gradient in the moved images.
-        padded: What `move` returned.
-        shift: (C, 2) as for `move`.
-        radius: As for `move`.
+        index: ((H + 1) (W + 1) C,) the pixels that are corners.
+        x: (W C,) the shifts' fractions along the width.
+        y: ((W + 1) C,) those along the height.
+        corners: (N, H + 1, (W + 1) C) pixels.
+        rows: (N, H, (W + 1) C) what is between corners, along the height.
     """
-    offsets = _offsets(shift, radius)
-    weights, slopes = _hats(offsets), _slopes(offsets)
-    x = weights[:, 1, :, None] * slopes[:, 0, None, :]
-    y = slopes[:, 1, :, None] * weights[:, 0, None, :]
-    of_shift = [(grad * _depthwise(padded, kernels)).sum((0, 2, 3)) for kernels in (x, y)]
-    whole = weights[:, 1, :, None] * weights[:, 0, None, :]
-    of_padded = _depthwise(grad, whole.flip(1, 2), padding=2 * radius)
-    inside = of_padded[:, :, radius:-radius, radius:-radius]
-    of_images = torch.ops.aten.replication_pad2d_backward(of_padded, inside, (radius,) * 4)
-    return of_images, torch.stack(of_shift, 1).to(shift.dtype)
+    count, channels, height, width = grad.shape
+    grad = grad.permute(0, 2, 3, 1).reshape(count, height, -1)
+    left, right = _left_and_right(rows, channels)
+    of_x = _per_channel((right - left).mul_(grad), channels)
+    of_rows = torch.empty_like(rows)
+    of_left, of_right = _left_and_right(of_rows, channels)
+    torch.mul(grad, 1 - x, out=of_left)
+    of_rows[..., width * channels :] = 0
+    of_right.addcmul_(grad, x)
+    of_y = _per_channel((corners[:, 1:] - corners[:, :-1]).mul_(of_rows), channels)
+    of_corners = torch.empty_like(corners)
+    torch.mul(of_rows, 1 - y, out=of_corners[:, :-1])
+    of_corners[:, -1] = 0
+    of_corners[:, 1:].addcmul_(of_rows, y)
+    of_images = grad.new_zeros(count, height * width * channels)
+    of_images.scatter_add_(1, index.expand(count, -1), of_corners.view(count, -1))
+    of_images = of_images.view(count, height, width, channels).permute(0, 3, 1, 2)
+    return of_images, torch.stack([of_x, of_y], 1)
 
 
-def _offsets(shift: Tensor, radius: int) -> Tensor:
-    """Return (C, 2, 2 radius + 1): how far each tap is from where the shift points."""
+def _taps(
+    shift: Tensor, height: int, width: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pixels (H W C) that are corners, and the fractions along a row of pixels."""
+    channels = shift.shape[0]
+    whole = shift.detach().floor()
+    fractions = (shift.detach() - whole).to(dtype)
+    steps = torch.arange(max(height, width) + 1, device=shift.device)
+    places = steps[:, None, None] + whole.long()
+    columns = places[: width + 1, :, 0].clamp(0, width - 1).mul_(channels) + steps.new_tensor(
+        range(channels)
+    )
+    rows = places[: height + 1, None, :, 1].clamp(0, height - 1).mul_(width * channels)
+    x, y = fractions[:, 0].expand(width, -1), fractions[:, 1].expand(width + 1, -1)
+    return (rows + columns).flatten(), x.flatten(), y.flatten()
+
+
+def _left_and_right(rows: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """View rows (N, H, (W + 1) C) without their last column, and without their first."""
+    return rows[..., : rows.shape[2] - channels], rows[..., channels:]
+
+
+def _per_channel(rows: Tensor, channels: int) -> Tensor:
+    """Add up the pixels of each channel, (N, H, W C) -> (C,)."""
+    return rows.sum((0, 1)).view(-1, channels).sum(0)
+
+
+def radius_of(shift: Tensor) -> int:
+    """Return the whole pixels that every shift (C, 2) is below, in each direction."""
+    return math.floor(shift.detach().abs().max().item()) + 1
+
+
+def hat_kernels(shift: Tensor, radius: int) -> Tensor:
+    """Return the kernels (C, 2 radius + 1, 2 radius + 1) that move by `shift` (C, 2)."""
     taps = torch.arange(-radius, radius + 1, dtype=shift.dtype, device=shift.device)
-    return taps - shift[:, :, None]
-
-
-def _hats(offsets: Tensor) -> Tensor:
-    return (1 - offsets.abs()).clamp(min=0)
-
-
-def _slopes(offsets: Tensor) -> Tensor:
-    """Return the derivatives of the hats in the shift."""
-    rises = ((offsets > 0) & (offsets <= 1)).to(offsets.dtype)
-    falls = ((offsets > -1) & (offsets <= 0)).to(offsets.dtype)
-    return rises - falls
-
-
-def _depthwise(images: Tensor, kernels: Tensor, padding: int = 0) -> Tensor:
-    weight = kernels[:, None].to(images.dtype)
-    if images.is_contiguous(memory_format=torch.channels_last):
-        weight = weight.contiguous(memory_format=torch.channels_last)
-    return F.conv2d(images, weight, padding=padding, groups=len(kernels))
+    weights = (1 - (taps - shift[:, :, None]).abs()).clamp(min=0)
+    return weights[:, 1, :, None] * weights[:, 0, None, :]

@@ -144,6 +144,7 @@ class Embedded(_Section):
     name: Literal["digits"]
     image_size: Annotated[int, Field(ge=1)] | None
     val_share: Annotated[float, Field(gt=0, lt=1)]
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
     memory_limit: Annotated[int, Field(ge=0)]
     workers: Annotated[int, Field(ge=0)]
     pad: Annotated[int, Field(ge=0)]

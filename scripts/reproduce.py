@@ -213,7 +213,7 @@ class Job:
             files = [PurePosixPath(member) for member in Archive(root).members()]
             images = [f.parts[0] for f in files if f.suffix.lower() in EXTENSIONS]
             number, held = images.count("train"), 0 if "val" in images else held
-        return round(number * (1 - held))
+        return round(number * dataset["share"] * (1 - held))
 
     def shape(self, row: Row, config: Mapping[str, Any]) -> tuple[tuple[int, int, int], int]:
         """Return the shape (C, H, W) of an image, and the number of classes."""
@@ -405,8 +405,8 @@ class Job:
         """Tell whether the network or the images are not the experiment's."""
         row = self.table.rows[row.of] if row.of else row
         full, own = self.compose(row.command()), self.config(row)
-        same_name = full["dataset"]["name"] == own["dataset"]["name"]
-        return full["model"] != own["model"] or not same_name
+        images = [(each["dataset"]["name"], each["dataset"]["share"]) for each in (full, own)]
+        return full["model"] != own["model"] or images[0] != images[1]
 
     def measured(self, row: Row) -> list[dict[str, float]]:
         """Return the figures of a row's finished runs, a dictionary for each seed."""

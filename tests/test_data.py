@@ -12,7 +12,7 @@ from PIL import Image
 
 from chanprune import data
 from chanprune.data.batches import augment
-from chanprune.data.source import stratified_split
+from chanprune.data.source import stratified, stratified_split
 from chanprune.errors import RunError, UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -55,6 +55,20 @@ def write_archive(folder: Path, members: dict[str, bytes], *, as_zip: bool) -> P
 def read_archive(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_a_share_is_of_every_class_and_split():
+    labels = torch.arange(4).repeat_interleave(torch.tensor([40, 20, 10, 1]))
+    chosen = stratified(labels, 0.3, 5)
+    assert labels[chosen].bincount().tolist() == [12, 6, 3, 1]
+    assert chosen.equal(chosen.unique()) and not chosen.equal(stratified(labels, 0.3, 6))
+    whole, part, other = digits(), digits(share=0.25), digits(share=0.25, seed=1)
+    for name, split in part.splits.items():
+        expected = whole.splits[name].labels.bincount() * 0.25
+        assert (split.labels.bincount() - expected).abs().max() <= 1
+    assert part.splits["test"].images.equal(other.splits["test"].images)
+    assert not part.splits["train"].images.equal(other.splits["train"].images)
+    assert digits(share=1.0).splits["train"].images.equal(whole.splits["train"].images)
 
 
 def test_digits_are_split_by_class_without_overlap():

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from chanprune.data.source import MemorySource, Source, stratified_split
+from chanprune.data.source import MemorySource, Source, stratified, stratified_split
 
 STREAM_SAMPLE = 10_000
 SplitName = Literal["train", "val", "test"]
@@ -29,6 +29,7 @@ class Options:
         root: Where files are looked for, and downloaded to; an image folder's directory or archive.
         image_size: Height and width in pixels; None for the native size.
         val_share: Share of the training set that is held out for validation, in [0, 1).
+        share: Share of the images of every split that is used, of each class alike, in (0, 1].
         memory_limit: Bytes of uint8 images up to which everything lives in memory, on the device.
         workers: Processes that read images beyond the limit.
         pad: Pixels of zeros around an image from which a random crop is taken; 0 for none.
@@ -37,6 +38,7 @@ class Options:
 
     image_size: int | None = None
     val_share: float = 0.1
+    share: float = 1.0
     memory_limit: int = 2**31
     workers: int = 2
     pad: int = 4
@@ -86,7 +88,14 @@ def assemble(
     seed: int,
     val: Source | None = None,
 ) -> Dataset:
-    """Hold out the validation split, load into memory what fits, and measure mean and deviation."""
+    """Hold out the validation split, load into memory what fits, and measure mean and deviation.
+
+    The seed decides what is held out, and what a share is of the training set; not of the others.
+    """
+    if options.share < 1:
+        train = train.subset(stratified(train.labels, options.share, seed))
+        test = test.subset(stratified(test.labels, options.share, 0))
+        val = val and val.subset(stratified(val.labels, options.share, 0))
     if val is None:
         rest, held = stratified_split(train.labels, options.val_share, seed, info.class_names)
         train, val = train.subset(rest), train.subset(held)

@@ -80,17 +80,28 @@ def stratified_split(
     Raises:
         UserError: A class is too small to be split.
     """
-    random = np.random.default_rng([seed, 20171])
-    held = []
-    for label, name in enumerate(class_names):
-        members = np.flatnonzero(labels.numpy() == label)
-        count = max(1, round(share * len(members))) if share > 0 else 0
-        if count >= len(members):
+    members = torch.bincount(labels, minlength=len(class_names))
+    for number, name in zip(members.tolist(), class_names, strict=True):
+        if _part(share, number) >= number:
             raise UserError(
-                f"class {name!r} has {len(members)} training images, too few to hold out "
+                f"class {name!r} has {number} training images, too few to hold out "
                 f"{100 * share:g} % for validation; add images or lower dataset.val_share"
             )
-        held.append(random.permutation(members)[:count])
-    held_out = np.sort(np.concatenate(held))
-    rest = np.setdiff1d(np.arange(len(labels)), held_out)
-    return torch.from_numpy(rest), torch.from_numpy(held_out)
+    held_out = stratified(labels, share, seed)
+    is_left = torch.ones(len(labels), dtype=torch.bool)
+    is_left[held_out] = False
+    return is_left.nonzero().flatten(), held_out
+
+
+def stratified(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Choose a share of every class, at least one image unless it is 0: ascending indices."""
+    random = np.random.default_rng([seed, 20171])
+    chosen = []
+    for label in labels.unique().tolist():
+        members = np.flatnonzero(labels.numpy() == label)
+        chosen.append(random.permutation(members)[: _part(share, len(members))])
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))
+
+
+def _part(share: float, number: int) -> int:
+    return max(1, round(share * number)) if share > 0 else 0

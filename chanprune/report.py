@@ -208,7 +208,7 @@ def group(found: Sequence[Run]) -> list[Row]:
     flat = {key: dict(_flat(json.loads(key))) for key in by_config}
     telling = {}
     for key, own in flat.items():
-        alike = [other for other in flat.values() if _names(other) == _names(own)]
+        alike = [other for other in flat.values() if _kind(other) == _kind(own)]
         differing = (k for k in own if any(k in o and o[k] != own[k] for o in alike))
         telling[key] = [k for k in differing if k not in NAMED]
     said = {
@@ -266,6 +266,11 @@ def _as_given(value: Any) -> str:
 
 def _names(flat: Mapping[str, Any]) -> list[str]:
     return [str(flat[f"{section}.name"]) for section in ("dataset", "model", "method")]
+
+
+def _kind(flat: Mapping[str, Any]) -> list[str]:
+    """Return what rows have in common that are told apart by their options."""
+    return [*_names(flat), *(str(flat.get(key)) for key in NAMED)]
 
 
 def interval(values: Sequence[float]) -> float:

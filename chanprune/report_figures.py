@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 from chanprune.pareto import accuracy_over_macs
 
 SMALLEST_SCALE = 1e-6
+IS_CONTROL = " of ["
 MOST_CURVES, MOST_PANELS = 8, 6
 
 
@@ -76,7 +77,7 @@ def figures(runs: Sequence[Drawn]) -> dict[str, tuple[Figure, str]]:
         drawn["kept_channels"] = (
             kept_channels(pruned),
             "Channels kept of each channel group, from the network's input to its output; one run "
-            f"for each configuration, at most {MOST_CURVES}.",
+            f"for each configuration, at most {MOST_CURVES}, but no control of its widths.",
         )
     return drawn
 
@@ -141,9 +142,12 @@ def kept_channels(panels: Mapping[str, Sequence[Drawn]]) -> Figure:
         first: dict[str, Drawn] = {}
         for run in runs:
             first.setdefault(run.label, run)
-        for label, run in list(first.items())[:MOST_CURVES]:
-            shares = [100 * run.kept[name] / len(scores) for name, scores in run.scores.items()]
-            axes.plot(range(1, len(shares) + 1), shares, marker=".", linewidth=1.1, label=label)
+        curves: dict[tuple[float, ...], str] = {}
+        for label, run in sorted(first.items(), key=lambda item: IS_CONTROL in item[0]):
+            shares = (100 * run.kept[name] / len(scores) for name, scores in run.scores.items())
+            curves.setdefault(tuple(shares), label)
+        for curve, label in list(curves.items())[:MOST_CURVES]:
+            axes.plot(range(1, len(curve) + 1), curve, marker=".", linewidth=1.1, label=label)
         axes.set_ylim(0, 103)
         axes.set_xlabel("channel group, from input to output")
         axes.set_ylabel("channels kept %")
@@ -155,7 +159,9 @@ def _grid(panels: Mapping[str, object], most_columns: int = 2) -> tuple[Figure, 
     """Return a figure with titled axes, one for each panel."""
     columns = min(most_columns, len(panels))
     rows = -(-len(panels) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(7.5, 4.4 * rows), squeeze=False)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(7.5, 4.4 * rows), squeeze=False, layout="constrained"
+    )
     axes = list(grid.flat)
     for each, title in zip(axes, panels, strict=False):
         each.set_title(title, fontsize=10)
@@ -168,5 +174,4 @@ def _finished(figure: Figure) -> Figure:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    figure.tight_layout()
     return figure

@@ -137,6 +137,19 @@ def test_controls_of_several_seeds_are_one_row(tmp_path):
     assert found["digits compact none of [slimming]"]["difference"].startswith("+4.00 ±")
 
 
+def test_controls_of_two_methods_are_not_told_apart_by_their_recipes(tmp_path):
+    for method, batch_size in (("slimming", 8), ("cucb", 16)):
+        train = {"batch_size": batch_size}
+        run = tmp_path / method
+        write(run, 0.9, method={"name": method}, train=train)
+        control = {"method": {"name": "random", "shares": {}}, "prune": {"widths": str(run)}}
+        write(tmp_path / f"control-{method}", 0.8, train=train, **control)
+    assert set(lines(tmp_path)) == {
+        *("digits vgg11 cucb", "digits vgg11 random of [cucb]"),
+        *("digits vgg11 slimming", "digits vgg11 random of [slimming]"),
+    }
+
+
 def test_figures_of_ratios_scales_and_kept_channels(runs, tmp_path):
     for folder in (runs / "slimming-0", runs / "other"):
         config = yaml.safe_load((folder / "config.yaml").read_text())

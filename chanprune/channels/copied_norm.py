@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chanprune.channels.gathered import add_at, replace, select
+from chanprune.channels.gathered import add_at, along, per_channel, replace, select
 from chanprune.channels.shift import gradients, move
 
 
@@ -48,9 +48,9 @@ class _Normalise(torch.autograd.Function):
         rows = _rows(moved.to(weight.dtype))
         centred, own_var = _centred(rows, own_mean, own_var, training, share)
         scale = (own_var + eps).rsqrt()
-        along = rows.shape[1] // copies.shape[0]
+        across = rows.shape[1] // copies.shape[0]
         values = torch.addcmul(
-            _along(bias[copies], along), centred, _along(weight[copies] * scale, along)
+            along(bias[copies], across), centred, along(weight[copies] * scale, across)
         )
         replace(output, copies, _images(values.to(output.dtype), moved.shape))
         ctx.save_for_backward(
@@ -68,13 +68,13 @@ class _Normalise(torch.autograd.Function):
         )
         of_copies = select(grad, copies)
         rows = _rows(of_copies.to(weight.dtype))
-        along = rows.shape[1] // copies.shape[0]
-        own_bias = _per_copy(rows.sum(0), along)
-        own_weight = _per_copy((rows * centred).sum(0), along) * scale
+        across = rows.shape[1] // copies.shape[0]
+        own_bias = per_channel(rows.sum(0), across)
+        own_weight = per_channel((rows * centred).sum(0), across) * scale
         factor = weight[copies] * scale
-        share = factor * (-ctx.how[0] / (rows.shape[0] * along))
-        rows = torch.addcmul(_along(own_bias * share, along), rows, _along(factor, along))
-        rows.addcmul_(centred, _along(own_weight * scale * share, along))
+        share = factor * (-ctx.how[0] / (rows.shape[0] * across))
+        rows = torch.addcmul(along(own_bias * share, across), rows, along(factor, across))
+        rows.addcmul_(centred, along(own_weight * scale * share, across))
         of_moved = _images(rows.to(grad.dtype), of_copies.shape)
         of_sources, of_shift = gradients(of_moved, *made_of)
         add_at(of_images, sources, of_sources)
@@ -89,13 +89,13 @@ def _centred(
 
     In training both are the batch's, and the running ones, `mean` and `var`, move towards them.
     """
-    along = rows.shape[1] // mean.shape[0]
+    across = rows.shape[1] // mean.shape[0]
     if not training:
-        return rows - _along(mean, along), var
-    batch_mean = _per_copy(rows.mean(0), along) / along
-    centred = rows - _along(batch_mean, along)
-    batch_var = _per_copy(centred.square().mean(0), along) / along
-    pixels = rows.shape[0] * along
+        return rows - along(mean, across), var
+    batch_mean = per_channel(rows.mean(0), across) / across
+    centred = rows - along(batch_mean, across)
+    batch_var = per_channel(centred.square().mean(0), across) / across
+    pixels = rows.shape[0] * across
     mean.lerp_(batch_mean, share)
     var.lerp_(batch_var * (pixels / (pixels - 1)), share)
     return centred, batch_var
@@ -110,13 +110,3 @@ def _rows(images: Tensor) -> Tensor:
 def _images(rows: Tensor, shape: torch.Size) -> Tensor:
     count, copies, height, width = shape
     return rows.view(count, height, width, copies).permute(0, 3, 1, 2)
-
-
-def _along(of_copies: Tensor, pixels: int) -> Tensor:
-    """Repeat (R,) for each pixel of a row, (W R,)."""
-    return of_copies.expand(pixels, -1).flatten()
-
-
-def _per_copy(of_columns: Tensor, along: int) -> Tensor:
-    """Add up what belongs to the same copy, (W R,) -> (R,)."""
-    return of_columns.view(along, -1).sum(0)

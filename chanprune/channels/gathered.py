@@ -88,6 +88,16 @@ def add_at(images: Tensor, index: Tensor, values: Tensor) -> None:
         into.index_add_(1, index, pixels)
 
 
+def along(values: Tensor, pixels: int) -> Tensor:
+    """Repeat a value of each channel (C,) for every pixel of a row, (pixels C,)."""
+    return values.expand(pixels, -1).flatten()
+
+
+def per_channel(columns: Tensor, pixels: int) -> Tensor:
+    """Add up what the pixels of a row have for each channel, (pixels C,) -> (C,)."""
+    return columns.view(pixels, -1).sum(0)
+
+
 def _pixels(images: Tensor) -> Tensor | None:
     """View channels-last images as (pixels, C), which picks ten times as fast; else None."""
     if images.dim() != 4 or not images.is_contiguous(memory_format=torch.channels_last):

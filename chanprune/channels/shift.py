@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chanprune.channels.gathered import along, per_channel
+
 TAPS_PER_SHIFT = 4
 
 
@@ -79,13 +81,13 @@ def gradients(
     count, channels, height, width = grad.shape
     grad = grad.permute(0, 2, 3, 1).reshape(count, height, -1)
     left, right = _left_and_right(rows, channels)
-    of_x = _per_channel((right - left).mul_(grad), channels)
+    of_x = per_channel((right - left).mul_(grad).sum((0, 1)), width)
     of_rows = torch.empty_like(rows)
     of_left, of_right = _left_and_right(of_rows, channels)
     torch.mul(grad, 1 - x, out=of_left)
     of_rows[..., width * channels :] = 0
     of_right.addcmul_(grad, x)
-    of_y = _per_channel((corners[:, 1:] - corners[:, :-1]).mul_(of_rows), channels)
+    of_y = per_channel((corners[:, 1:] - corners[:, :-1]).mul_(of_rows).sum((0, 1)), width + 1)
     of_corners = torch.empty_like(corners)
     torch.mul(of_rows, 1 - y, out=of_corners[:, :-1])
     of_corners[:, -1] = 0
@@ -109,18 +111,13 @@ def _taps(
         range(channels)
     )
     rows = places[: height + 1, None, :, 1].clamp(0, height - 1).mul_(width * channels)
-    x, y = fractions[:, 0].expand(width, -1), fractions[:, 1].expand(width + 1, -1)
-    return (rows + columns).flatten(), x.flatten(), y.flatten()
+    x, y = along(fractions[:, 0], width), along(fractions[:, 1], width + 1)
+    return (rows + columns).flatten(), x, y
 
 
 def _left_and_right(rows: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     """View rows (N, H, (W + 1) C) without their last column, and without their first."""
     return rows[..., : rows.shape[2] - channels], rows[..., channels:]
-
-
-def _per_channel(rows: Tensor, channels: int) -> Tensor:
-    """Add up the pixels of each channel, (N, H, W C) -> (C,)."""
-    return rows.sum((0, 1)).view(-1, channels).sum(0)
 
 
 def radius_of(shift: Tensor) -> int:

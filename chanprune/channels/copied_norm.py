@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chanprune.channels.gathered import add_at, along, per_channel, replace, select
-from chanprune.channels.shift import gradients, move
+from chanprune.channels.gathered import along, per_channel, replace, select
+from chanprune.channels.shift import add_gradients, move
 
 
 def normalise_with_copies(norm: Any, images: Tensor) -> Tensor:
@@ -27,14 +27,16 @@ def normalise_with_copies(norm: Any, images: Tensor) -> Tensor:
         seen = norm.num_batches_tracked
         share = norm.momentum if norm.momentum is not None else 1 / seen.item()
     copies = norm.copies
-    of_copies = norm.running_mean[copies], norm.running_var[copies]
-    statistics = norm.running_mean, norm.running_var, *of_copies
-    sources = norm.index[copies]
-    route = norm.moved_by(), sources, copies
+    own = norm.running_mean.index_select(0, copies), norm.running_var.index_select(0, copies)
+    sources = norm.index.index_select(0, copies)
+    statistics = norm.running_mean, norm.running_var, *own
     how = norm.training, share, norm.eps
-    output: Tensor = _Normalise.apply(images, norm.weight, norm.bias, *route, statistics, how)
+    output: Tensor = _Normalise.apply(
+        images, norm.weight, norm.bias, norm.moved_by(), sources, copies, statistics, how
+    )
     if norm.training:
-        norm.running_mean[copies], norm.running_var[copies] = of_copies
+        norm.running_mean.index_copy_(0, copies, own[0])
+        norm.running_var.index_copy_(0, copies, own[1])
     return output
 
 
@@ -42,63 +44,66 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, *others: Any) -> Tensor:
         shift, sources, copies, (mean, var, own_mean, own_var), (training, share, eps) = others
-        rest = weight.index_fill(0, copies, 0), bias.index_fill(0, copies, 0)
-        output, *saved = torch.native_batch_norm(images, *rest, mean, var, training, share, eps)
-        moved, made_of = move(select(images, sources), shift)
-        rows = _rows(moved.to(weight.dtype))
-        centred, own_var = _centred(rows, own_mean, own_var, training, share)
-        scale = (own_var + eps).rsqrt()
-        across = rows.shape[1] // copies.shape[0]
-        values = torch.addcmul(
-            along(bias[copies], across), centred, along(weight[copies] * scale, across)
+        rest = weight.index_fill(0, copies, 0)
+        output, *saved = torch.native_batch_norm(
+            images, rest, bias, mean, var, training, share, eps
         )
+        moved, made_of = move(images, sources, shift)
+        rows = _rows(moved).to(weight.dtype)
+        across = rows.shape[1] // len(copies)
+        values = torch.empty_like(rows)
+        if training:
+            own_var = _centre(rows, own_mean, own_var, share, values)
+        else:
+            rows.sub_(along(own_mean, across))
+        scale = (own_var + eps).rsqrt_()
+        factor = weight.index_select(0, copies).mul_(scale)
+        by, to = along(torch.stack([factor, bias.index_select(0, copies)]), across)
+        torch.addcmul(to, rows, by, out=values)
         replace(output, copies, _images(values.to(output.dtype), moved.shape))
-        ctx.save_for_backward(
-            images, rest[0], *saved, weight, centred, scale, sources, copies, *made_of
-        )
+        ctx.save_for_backward(images, rest, *saved, rows, scale, factor, copies, *made_of)
         ctx.statistics, ctx.how = (mean, var), (training, eps)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, rest, *saved = ctx.saved_tensors[:4]
-        weight, centred, scale, sources, copies, *made_of = ctx.saved_tensors[4:]
+        centred, scale, factor, copies, *made_of = ctx.saved_tensors[4:]
         of_images, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             grad, images, rest, *ctx.statistics, *saved, *ctx.how, [True] * 3
         )
         of_copies = select(grad, copies)
-        rows = _rows(of_copies.to(weight.dtype))
-        across = rows.shape[1] // copies.shape[0]
+        rows = _rows(of_copies).to(scale.dtype)
+        across = rows.shape[1] // len(copies)
         own_bias = per_channel(rows.sum(0), across)
-        own_weight = per_channel((rows * centred).sum(0), across) * scale
-        factor = weight[copies] * scale
-        share = factor * (-ctx.how[0] / (rows.shape[0] * across))
-        rows = torch.addcmul(along(own_bias * share, across), rows, along(factor, across))
-        rows.addcmul_(centred, along(own_weight * scale * share, across))
+        own_weight = per_channel((rows * centred).sum(0), across).mul_(scale)
+        of_weight.index_copy_(0, copies, own_weight)
+        of_bias.index_copy_(0, copies, own_bias)
+        if ctx.how[0]:
+            share = factor / -(rows.shape[0] * across)
+            parts = torch.stack([factor, own_bias * share, own_weight.mul_(scale).mul_(share)])
+            by, to, along_centred = along(parts, across)
+            torch.addcmul(to, rows, by, out=rows).addcmul_(centred, along_centred)
+        else:
+            rows.mul_(along(factor, across))
         of_moved = _images(rows.to(grad.dtype), of_copies.shape)
-        of_sources, of_shift = gradients(of_moved, *made_of)
-        add_at(of_images, sources, of_sources)
-        of_weight[copies], of_bias[copies] = own_weight, own_bias
-        return of_images, of_weight, of_bias, of_shift.to(weight.dtype), None, None, None, None
+        of_shift = add_gradients(of_images, of_moved, *made_of)
+        return of_images, of_weight, of_bias, of_shift.to(scale.dtype), None, None, None, None
 
 
-def _centred(
-    rows: Tensor, mean: Tensor, var: Tensor, training: bool, share: float
-) -> tuple[Tensor, Tensor]:
-    """Return what rows (N H, W R) are beyond their mean, and the variance (R,).
+def _centre(rows: Tensor, mean: Tensor, var: Tensor, share: float, squares: Tensor) -> Tensor:
+    """Take their mean from rows (N H, W R), in place; return their variance (R,).
 
-    In training both are the batch's, and the running ones, `mean` and `var`, move towards them.
+    The running ones, `mean` and `var`, move towards them by `share`.
     """
-    across = rows.shape[1] // mean.shape[0]
-    if not training:
-        return rows - along(mean, across), var
-    batch_mean = per_channel(rows.mean(0), across) / across
-    centred = rows - along(batch_mean, across)
-    batch_var = per_channel(centred.square().mean(0), across) / across
+    across = rows.shape[1] // len(mean)
     pixels = rows.shape[0] * across
+    batch_mean = per_channel(rows.sum(0), across).div_(pixels)
+    rows.sub_(along(batch_mean, across))
+    batch_var = per_channel(torch.mul(rows, rows, out=squares).sum(0), across).div_(pixels)
     mean.lerp_(batch_mean, share)
     var.lerp_(batch_var * (pixels / (pixels - 1)), share)
-    return centred, batch_var
+    return batch_var
 
 
 def _rows(images: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels.copied_norm import normalise_with_copies
-from chanprune.channels.gathered import Gathered, add_at, pick, read, replace, select, spread
-from chanprune.channels.shift import TAPS_PER_SHIFT, gradients, move
+from chanprune.channels.gathered import Gathered, pick, read, replace, select, spread
+from chanprune.channels.shift import TAPS_PER_SHIFT, add_gradients, move
 
 OF_COPIES = ("index", "is_copy", "shift")
 
@@ -168,16 +168,16 @@ class _ReadSlots(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, *route: Any) -> Tensor:
         shift, own, sources, copies = route
         slots = images.clone() if own is None else select(images, own)
-        moved, made_of = move(select(images, sources), shift)
+        moved, made_of = move(images, sources, shift)
         replace(slots, copies, moved)
-        ctx.save_for_backward(own, sources, copies, *made_of)
+        ctx.save_for_backward(own, copies, *made_of)
         ctx.width = images.shape[1]
         return slots
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        own, sources, copies, *made_of = ctx.saved_tensors
-        of_copies, of_shift = gradients(select(grad, copies), *made_of)
+        own, copies, *made_of = ctx.saved_tensors
+        of_copies = select(grad, copies)
         if own is None:
             of_images = grad.clone()
             replace(of_images, copies, torch.zeros_like(of_copies))
@@ -185,7 +185,7 @@ class _ReadSlots(torch.autograd.Function):
             is_copy = torch.zeros(len(own), dtype=torch.bool, device=own.device)
             is_copy[copies] = True
             of_images = spread(grad, own, ctx.width, is_copy.logical_not().nonzero().flatten())
-        add_at(of_images, sources, of_copies)
+        of_shift = add_gradients(of_images, of_copies, *made_of)
         return of_images, of_shift, None, None, None
 
 

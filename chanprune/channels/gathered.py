@@ -76,21 +76,12 @@ def replace(images: Tensor, slots: Tensor, values: Tensor) -> None:
     if into is None or pixels is None:
         images.index_copy_(1, slots, values)
     else:
-        into.index_copy_(1, slots, pixels)
-
-
-def add_at(images: Tensor, index: Tensor, values: Tensor) -> None:
-    """Add values (N, S, ...) to the channels `index` (S,) of images, in place."""
-    into, pixels = _pixels(images), _pixels(values)
-    if into is None or pixels is None:
-        images.index_add_(1, index, values)
-    else:
-        into.index_add_(1, index, pixels)
+        into.scatter_(1, slots.expand(len(into), -1), pixels)
 
 
 def along(values: Tensor, pixels: int) -> Tensor:
-    """Repeat a value of each channel (C,) for every pixel of a row, (pixels C,)."""
-    return values.expand(pixels, -1).flatten()
+    """Repeat values of channels (..., C) for every pixel of a row, (..., pixels C)."""
+    return values.unsqueeze(-2).expand(*values.shape[:-1], pixels, -1).flatten(-2)
 
 
 def per_channel(columns: Tensor, pixels: int) -> Tensor:

@@ -42,77 +42,93 @@ def translate(images: Tensor, shift: Tensor) -> Tensor:
 class _Translate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, shift: Tensor) -> Tensor:
-        moved, made_of = move(images, shift)
+        channels = torch.arange(len(shift), device=shift.device)
+        moved, made_of = move(images, channels, shift)
         ctx.save_for_backward(*made_of)
         return moved
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return gradients(grad, *ctx.saved_tensors)
+        of_images = torch.zeros_like(grad, memory_format=torch.channels_last)
+        return of_images, add_gradients(of_images, grad, *ctx.saved_tensors)
 
 
-def move(images: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the moved images (N, C, H, W) in channels-last, and what `gradients` takes of them."""
-    count, channels, height, width = images.shape
-    index, x, y = _taps(shift, height, width, images.dtype)
+def move(images: Tensor, sources: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Move copies of channels.
+
+    Args:
+        images: (N, C, H, W).
+        sources: (R,) the channels, which may repeat.
+        shift: (R, 2) in pixels: x, then y.
+
+    Returns:
+        The moved copies (N, R, H, W) in channels-last, and what `add_gradients` takes of them.
+    """
+    count, _, height, width = images.shape
+    index, x, y = _taps(shift, sources, images)
     flat = images.permute(0, 2, 3, 1).reshape(count, -1)
     corners = flat.gather(1, index.expand(count, -1)).view(count, height + 1, -1)
     rows = torch.lerp(corners[:, :-1], corners[:, 1:], y)
-    left, right = _left_and_right(rows, channels)
-    moved = torch.lerp(left, right, x).view(count, height, width, channels)
+    left, right = _left_and_right(rows, len(sources))
+    moved = torch.lerp(left, right, x).view(count, height, width, -1)
     return moved.permute(0, 3, 1, 2), (index, x, y, corners, rows)
 
 
-def gradients(
-    grad: Tensor, index: Tensor, x: Tensor, y: Tensor, corners: Tensor, rows: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients in images (N, C, H, W) and shifts (C, 2).
+def add_gradients(
+    of_images: Tensor,
+    grad: Tensor,
+    index: Tensor,
+    x: Tensor,
+    y: Tensor,
+    corners: Tensor,
+    rows: Tensor,
+) -> Tensor:
+    """Add the gradient in the images to `of_images`, and return that in the shifts (R, 2).
 
     At whole pixels the slope is the one towards the right and below.
 
     Args:
-        grad: (N, C, H, W) gradient in the moved images.
-        index: ((H + 1) (W + 1) C,) the pixels that are corners.
-        x: (W C,) the shifts' fractions along the width.
-        y: ((W + 1) C,) those along the height.
-        corners: (N, H + 1, (W + 1) C) pixels.
-        rows: (N, H, (W + 1) C) what is between corners, along the height.
+        of_images: (N, C, H, W).
+        grad: (N, R, H, W) gradient in the moved copies.
+        index: ((H + 1) (W + 1) R,) the pixels that are corners.
+        x: (W R,) the shifts' fractions along the width.
+        y: ((W + 1) R,) those along the height.
+        corners: (N, H + 1, (W + 1) R) pixels.
+        rows: (N, H, (W + 1) R) what is between corners, along the height.
     """
-    count, channels, height, width = grad.shape
+    count, copies, height, width = grad.shape
     grad = grad.permute(0, 2, 3, 1).reshape(count, height, -1)
-    left, right = _left_and_right(rows, channels)
-    of_x = per_channel((right - left).mul_(grad).sum((0, 1)), width)
-    of_rows = torch.empty_like(rows)
-    of_left, of_right = _left_and_right(of_rows, channels)
+    left, right = _left_and_right(rows, copies)
+    of_rows, of_corners = torch.empty_like(rows), torch.empty_like(corners)
+    of_left, of_right = _left_and_right(of_rows, copies)
+    of_x = per_channel(torch.sub(right, left, out=of_left).mul_(grad).sum((0, 1)), width)
     torch.mul(grad, 1 - x, out=of_left)
-    of_rows[..., width * channels :] = 0
+    of_rows[..., width * copies :] = 0
     of_right.addcmul_(grad, x)
-    of_y = per_channel((corners[:, 1:] - corners[:, :-1]).mul_(of_rows).sum((0, 1)), width + 1)
-    of_corners = torch.empty_like(corners)
-    torch.mul(of_rows, 1 - y, out=of_corners[:, :-1])
+    above, below = of_corners[:, :-1], of_corners[:, 1:]
+    slopes = torch.sub(corners[:, 1:], corners[:, :-1], out=above)
+    of_y = per_channel(slopes.mul_(of_rows).sum((0, 1)), width + 1)
+    torch.mul(of_rows, 1 - y, out=above)
     of_corners[:, -1] = 0
-    of_corners[:, 1:].addcmul_(of_rows, y)
-    of_images = grad.new_zeros(count, height * width * channels)
-    of_images.scatter_add_(1, index.expand(count, -1), of_corners.view(count, -1))
-    of_images = of_images.view(count, height, width, channels).permute(0, 3, 1, 2)
-    return of_images, torch.stack([of_x, of_y], 1)
+    below.addcmul_(of_rows, y)
+    pixels = of_images.permute(0, 2, 3, 1)
+    flat = pixels.reshape(count, -1)
+    flat.scatter_add_(1, index.expand(count, -1), of_corners.view(count, -1))
+    if not pixels.is_contiguous():
+        pixels.copy_(flat.view(pixels.shape))
+    return torch.stack([of_x, of_y], 1)
 
 
-def _taps(
-    shift: Tensor, height: int, width: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+def _taps(shift: Tensor, sources: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the pixels (H W C) that are corners, and the fractions along a row of pixels."""
-    channels = shift.shape[0]
-    whole = shift.detach().floor()
-    fractions = (shift.detach() - whole).to(dtype)
-    steps = torch.arange(max(height, width) + 1, device=shift.device)
-    places = steps[:, None, None] + whole.long()
-    columns = places[: width + 1, :, 0].clamp(0, width - 1).mul_(channels) + steps.new_tensor(
-        range(channels)
-    )
+    _, channels, height, width = images.shape
+    shift = shift.detach()
+    whole = shift.floor()
+    x, y = along((shift - whole).to(images.dtype).t(), width + 1)
+    places = torch.arange(max(height, width) + 1, device=shift.device)[:, None, None] + whole.long()
+    columns = places[: width + 1, :, 0].clamp(0, width - 1).mul_(channels).add_(sources)
     rows = places[: height + 1, None, :, 1].clamp(0, height - 1).mul_(width * channels)
-    x, y = along(fractions[:, 0], width), along(fractions[:, 1], width + 1)
-    return (rows + columns).flatten(), x, y
+    return (rows + columns).flatten(), x[: width * len(sources)], y
 
 
 def _left_and_right(rows: Tensor, channels: int) -> tuple[Tensor, Tensor]:

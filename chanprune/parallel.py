@@ -157,7 +157,7 @@ def check_equal(own: float, of_all: float) -> None:
 @contextmanager
 def whole_batch_norms(model: nn.Module) -> Iterator[None]:
     """Let batch norms in training normalise by the batches of all processes together."""
-    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS)] if ranks.count() > 1 else []
+    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS)]
     for norm in norms:
         norm.forward = partial(_normalise, norm)  # type: ignore[method-assign]
     try:

@@ -30,6 +30,7 @@ from chanprune.channels import (
     allow_copies,
     compact,
     count,
+    rowwise_batch_norms,
     selective_units,
     trace,
 )
@@ -169,10 +170,11 @@ def without(name: str, share: float, device: str) -> tuple[Form, Form]:
 
 
 def step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """Do a forward and a backward pass."""
+    """Do a forward and a backward pass, as training does."""
     model.train()
     model.zero_grad(set_to_none=True)
-    F.cross_entropy(model(images), labels).backward()
+    with rowwise_batch_norms(model):
+        F.cross_entropy(model(images), labels).backward()
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ that slices tensors.
 
 from chanprune.channels.absorb import Absorption
 from chanprune.channels.bank import Bank
-from chanprune.channels.batchnorm import recalibrate
+from chanprune.channels.batchnorm import recalibrate, rowwise_batch_norms
 from chanprune.channels.compact import Compaction, CompactionError, compact, masked
 from chanprune.channels.copies import Copies, Copying, Rewiring, allow_copies, rewire, wiring
 from chanprune.channels.counting import (
@@ -68,6 +68,7 @@ __all__ = [
     "prefix_plan",
     "rebuild",
     "recalibrate",
+    "rowwise_batch_norms",
     "scale_scores",
     "rewire",
     "scatter",

@@ -90,15 +90,15 @@ class Copying(Gathered):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map what the slots read of (N, C_stream, H, W) as the layer itself does."""
-        if (
-            isinstance(self, nn.BatchNorm2d)
-            and len(self.copies)
-            and len(self.index) == input.shape[1]
-            and not input.is_meta
-        ):
+        if self.copies_in_place(input):
             return normalise_with_copies(self, input)
         output: Tensor = super(Gathered, self).forward(self.gathered(input))
         return output
+
+    def copies_in_place(self, images: Tensor) -> bool:
+        """Tell whether it is a batch norm that has copies among the channels that it reads."""
+        is_norm = isinstance(self, nn.BatchNorm2d) and not images.is_meta
+        return is_norm and len(self.copies) > 0 and len(self.index) == images.shape[1]
 
     @torch.no_grad()
     def copy(self, copies: Copies) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from chanprune import ranks
-from chanprune.channels import Bank, ChannelGraph
+from chanprune.channels import Bank, ChannelGraph, rowwise_batch_norms
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import RunError
 from chanprune.methods import Method, PruneOptions, Setting, Step
@@ -135,7 +135,7 @@ def train(
         record.say(f"  {line}")
     training = _Training(bank, optimiser, method, options, stage, checkpoints, progress)
     for epoch in range(progress.epoch, options.epochs):
-        with whole_batch_norms(model):
+        with training.norms():
             training.epoch(epoch, batches)
         metrics = training.measure(epoch, validation)
         record.epoch(stage.name, epoch + 1, metrics, model)
@@ -208,6 +208,12 @@ class _Training:
                 saved = time.perf_counter()
         bar.close()
         self._check()
+
+    def norms(self) -> AbstractContextManager[None]:
+        """Let batch norms see the batches of all processes, or be fast, while this is open."""
+        if ranks.count() > 1:
+            return whole_batch_norms(self.model)
+        return nullcontext() if self.options.compile else rowwise_batch_norms(self.model)
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         """Do one step on the channels that are active."""

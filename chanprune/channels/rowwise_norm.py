@@ -1,0 +1,134 @@
+"""Batch norm of channels-last images, a row of pixels at a time.
+
+PyTorch's batch norm goes through such images pixel by pixel, and vector instructions take sixteen
+channels of a pixel at once: numbers of channels that sixteen does not divide, as pruned networks
+have them, take up to five times as long in training on a CPU. A row of pixels is long enough for
+the remainder not to matter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chanprune.channels.gathered import along, per_channel
+
+AT_ONCE = 16
+
+
+def is_faster(images: Tensor, weight: Tensor) -> bool:
+    """Tell whether training on images (N, C, H, W) is faster here than with PyTorch's own."""
+    return (
+        images.device.type == "cpu"
+        and images.dtype == weight.dtype
+        and images.shape[1] % AT_ONCE > 0
+        and images.shape[3] > 1
+        and images.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def batch_norm(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running: tuple[Tensor, Tensor],
+    share: float,
+    eps: float,
+) -> Tensor:
+    """Normalise in training, as `torch.nn.functional.batch_norm`; arguments as of `normalise`."""
+    values: Tensor = _BatchNorm.apply(images, weight, bias, running, (True, share, eps))
+    return values
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, *others: Any) -> Tensor:
+        values, made_of = normalise(images, weight, bias, *others)
+        ctx.save_for_backward(*made_of)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *gradients(grad, True, *ctx.saved_tensors), None, None
+
+
+def normalise(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running: tuple[Tensor, Tensor],
+    how: tuple[bool, float, float],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Normalise images.
+
+    Args:
+        images: (N, C, H, W).
+        weight: (C,) scales.
+        bias: (C,) shifts.
+        running: Mean and variance, (C,) each; in training they move towards the batch's.
+        how: Whether in training, how far they move, and what is added to the variance.
+
+    Returns:
+        (N, C, H, W) in channels-last, and what `gradients` takes.
+    """
+    training, share, eps = how
+    mean, var = running
+    rows = _rows(images).to(weight.dtype)
+    across, pixels = rows.shape[1] // len(weight), rows.numel() // len(weight)
+    values = torch.empty_like(rows)
+    if training:
+        batch_mean = per_channel(rows.sum(0), across).div_(pixels)
+        centred = rows - along(batch_mean, across)
+        squares = torch.mul(centred, centred, out=values)
+        batch_var = per_channel(squares.sum(0), across).div_(pixels)
+        mean.lerp_(batch_mean, share)
+        var.lerp_(batch_var * (pixels / (pixels - 1)), share)
+        var = batch_var
+    else:
+        centred = rows - along(mean, across)
+    scale = (var + eps).rsqrt_()
+    factor = weight * scale
+    by, to = along(torch.stack([factor, bias]), across)
+    torch.addcmul(to, centred, by, out=values)
+    return _images(values.to(images.dtype), images.shape), (centred, scale, factor)
+
+
+def gradients(
+    grad: Tensor, training: bool, centred: Tensor, scale: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients in images (N, C, H, W), scales (C,) and shifts (C,).
+
+    Args:
+        grad: (N, C, H, W) gradient in what `normalise` returned.
+        training: Whether mean and variance were the batch's.
+        centred: (N H, W C) images less their mean.
+        scale: (C,) one over their standard deviations.
+        factor: (C,) the same times the scales of the norm.
+    """
+    rows = _rows(grad).to(scale.dtype)
+    across, pixels = rows.shape[1] // len(scale), rows.numel() // len(scale)
+    of_bias = per_channel(rows.sum(0), across)
+    of_rows = torch.mul(rows, centred)
+    of_weight = per_channel(of_rows.sum(0), across).mul_(scale)
+    if training:
+        share = factor / -pixels
+        by, to, by_centred = along(
+            torch.stack([factor, of_bias * share, of_weight * scale * share]), across
+        )
+        torch.addcmul(to, rows, by, out=of_rows).addcmul_(centred, by_centred)
+    else:
+        torch.mul(rows, along(factor, across), out=of_rows)
+    return _images(of_rows.to(grad.dtype), grad.shape), of_weight, of_bias
+
+
+def _rows(images: Tensor) -> Tensor:
+    """View images (N, C, H, W) as (N H, W C)."""
+    count, channels, height, width = images.shape
+    return images.permute(0, 2, 3, 1).reshape(count * height, width * channels)
+
+
+def _images(rows: Tensor, shape: torch.Size) -> Tensor:
+    count, channels, height, width = shape
+    return rows.view(count, height, width, channels).permute(0, 3, 1, 2)

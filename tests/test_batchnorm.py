@@ -1,0 +1,84 @@
+"""Batch norms that go through rows of pixels give what PyTorch's give."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from chanprune.channels import Copies, allow_copies, rowwise_batch_norms
+from chanprune.channels.gathered import read
+from chanprune.channels.rowwise_norm import batch_norm, is_faster
+from tests.networks import randomise
+
+
+def random(*shape, seed):
+    draws = torch.Generator().manual_seed(seed)
+    images = torch.randn(shape, generator=draws, dtype=torch.float64)
+    return images.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else images
+
+
+def trained(norm, images, towards):
+    """Return what a training step gives: output, gradients and running statistics."""
+    norm, images = copy.deepcopy(norm).train(), images.clone().requires_grad_()
+    output = norm(images)
+    found = torch.autograd.grad((output * towards).sum(), (images, *norm.parameters()))
+    return output, *found, *norm.buffers()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize(("channels", "gathers"), [(3, False), (13, False), (40, True)])
+def test_rowwise_batch_norm_is_batch_norm(channels, gathers, momentum):
+    norm = randomise(nn.BatchNorm2d(channels, momentum=momentum), 0).double()
+    images = random(4, channels + 5 * gathers, 6, 5, seed=1)
+    if gathers:
+        read(norm, torch.randperm(channels + 5)[:channels])
+    towards = random(4, channels, 6, 5, seed=2)
+    expected = trained(norm, images, towards)
+    model = nn.Sequential(norm)
+    with rowwise_batch_norms(model):
+        assert norm.forward.func.__module__ == "chanprune.channels.batchnorm"
+        found = trained(norm, images, towards)
+        torch.testing.assert_close(model.eval()(images), norm.eval()(images), atol=0, rtol=0)
+    assert "forward" not in vars(norm), "it is over"
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-12)
+
+
+def test_its_gradients_are_those_of_finite_differences():
+    images, weight, bias = random(2, 3, 4, 3, seed=0), random(3, seed=1), random(3, seed=2)
+    assert is_faster(images, weight)
+
+    def normalise(images, weight, bias):
+        return batch_norm(
+            images, weight, bias, (weight.new_zeros(3), weight.new_ones(3)), 0.1, 1e-5
+        )
+
+    inputs = [tensor.requires_grad_() for tensor in (images, weight, bias)]
+    assert torch.autograd.gradcheck(normalise, inputs)
+
+
+@pytest.mark.parametrize("channels", [16, 20])
+def test_copies_are_normalised_alike_in_both_ways(channels):
+    norm = randomise(nn.BatchNorm2d(channels), 0).double()
+    copying = allow_copies(norm)
+    copying.copy(Copies([1, 4, 5], [0, 0, 2], [0, 0, 2], random(3, 2, seed=3)))
+    images, towards = random(4, channels, 6, 5, seed=1), random(4, channels, 6, 5, seed=2)
+    found = trained(copying, images, towards)
+    with torch.no_grad():
+        slots = copying.gathered(images)
+    of_slots = F.batch_norm(slots, None, None, norm.weight, norm.bias, True)
+    torch.testing.assert_close(found[0], of_slots, atol=1e-12, rtol=0)
+
+
+def test_only_pytorchs_own_batch_norms_with_statistics_are_touched():
+    class WithActivation(nn.BatchNorm2d):
+        def forward(self, images):
+            return torch.relu(super().forward(images))
+
+    others = WithActivation(5), nn.BatchNorm2d(5, affine=False), nn.BatchNorm1d(5)
+    others = (*others, nn.BatchNorm2d(5, track_running_stats=False))
+    with rowwise_batch_norms(nn.Sequential(*others, own := nn.BatchNorm2d(5))):
+        assert "forward" in vars(own)
+        assert not any("forward" in vars(norm) for norm in others)

@@ -24,13 +24,16 @@ def normalise_with_copies(norm: Any, images: Tensor) -> Tensor:
     """
     share = counted_batch(norm) if norm.training else 0.0
     copies = norm.copies
-    of_copies = norm.running_mean[copies], norm.running_var[copies]
-    statistics = (norm.running_mean, norm.running_var), of_copies
-    route = norm.moved_by(), norm.index[copies], copies
+    running = norm.running_mean, norm.running_var
+    of_copies = [statistic.index_select(0, copies) for statistic in running]
+    route = norm.moved_by(), norm.index.index_select(0, copies), copies
     how = norm.training, share, norm.eps
-    output: Tensor = _Normalise.apply(images, norm.weight, norm.bias, *route, statistics, how)
+    output: Tensor = _Normalise.apply(
+        images, norm.weight, norm.bias, *route, running, of_copies, how
+    )
     if norm.training:
-        norm.running_mean[copies], norm.running_var[copies] = of_copies
+        for statistic, own in zip(running, of_copies, strict=True):
+            statistic.index_copy_(0, copies, own)
     return output
 
 
@@ -44,7 +47,7 @@ def counted_batch(norm: Any) -> float:
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, *others: Any) -> Tensor:
-        shift, sources, copies, (running, of_copies), how = others
+        shift, sources, copies, running, of_copies, how = others
         rest = weight.index_fill(0, copies, 0)
         ctx.is_rowwise = rowwise_norm.is_faster(images, weight)
         if ctx.is_rowwise:
@@ -53,9 +56,8 @@ class _Normalise(torch.autograd.Function):
             output, *saved = torch.native_batch_norm(images, rest, bias, *running, *how)
             whole = images, rest, *saved
         moved, moved_from = move(images, sources, shift)
-        values, made_of = rowwise_norm.normalise(
-            moved, weight[copies], bias[copies], of_copies, how
-        )
+        own = weight.index_select(0, copies), bias.index_select(0, copies)
+        values, made_of = rowwise_norm.normalise(moved, *own, of_copies, how)
         replace(output, copies, values)
         ctx.save_for_backward(copies, *made_of, *moved_from, *whole)
         ctx.running, ctx.training, ctx.eps = running, how[0], how[2]
@@ -64,7 +66,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         copies, *saved = ctx.saved_tensors
-        made_of, moved_from, whole = saved[:3], saved[3:8], saved[8:]
+        made_of, moved_from, whole = saved[:4], saved[4:9], saved[9:]
         if ctx.is_rowwise:
             of_whole = rowwise_norm.gradients(grad, ctx.training, *whole)
         else:
@@ -73,8 +75,8 @@ class _Normalise(torch.autograd.Function):
                 grad, images, rest, *ctx.running, *statistics, ctx.training, ctx.eps, [True] * 3
             )
         of_images, of_weight, of_bias = of_whole
-        of_moved, of_weight[copies], of_bias[copies] = rowwise_norm.gradients(
-            select(grad, copies), ctx.training, *made_of
-        )
+        of_moved, *own = rowwise_norm.gradients(select(grad, copies), ctx.training, *made_of)
+        of_weight.index_copy_(0, copies, own[0])
+        of_bias.index_copy_(0, copies, own[1])
         of_shift = add_gradients(of_images, of_moved, *moved_from).to(of_weight.dtype)
-        return of_images, of_weight, of_bias, of_shift, None, None, None, None
+        return of_images, of_weight, of_bias, of_shift, *[None] * 5

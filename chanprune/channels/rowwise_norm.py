@@ -8,6 +8,7 @@ the remainder not to matter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def batch_norm(
     images: Tensor,
     weight: Tensor,
     bias: Tensor,
-    running: tuple[Tensor, Tensor],
+    running: Sequence[Tensor],
     share: float,
     eps: float,
 ) -> Tensor:
@@ -58,7 +59,7 @@ def normalise(
     images: Tensor,
     weight: Tensor,
     bias: Tensor,
-    running: tuple[Tensor, Tensor],
+    running: Sequence[Tensor],
     how: tuple[bool, float, float],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Normalise images.
@@ -79,47 +80,45 @@ def normalise(
     across, pixels = rows.shape[1] // len(weight), rows.numel() // len(weight)
     values = torch.empty_like(rows)
     if training:
-        batch_mean = per_channel(rows.sum(0), across).div_(pixels)
-        centred = rows - along(batch_mean, across)
-        squares = torch.mul(centred, centred, out=values)
-        batch_var = per_channel(squares.sum(0), across).div_(pixels)
-        mean.lerp_(batch_mean, share)
-        var.lerp_(batch_var * (pixels / (pixels - 1)), share)
-        var = batch_var
-    else:
-        centred = rows - along(mean, across)
+        mean = per_channel(rows.sum(0), across).div_(pixels)
+        squares = torch.sub(rows, along(mean, across), out=values).square_()
+        var = per_channel(squares.sum(0), across).div_(pixels)
+        running[0].lerp_(mean, share)
+        running[1].lerp_(var * (pixels / (pixels - 1)), share)
     scale = (var + eps).rsqrt_()
     factor = weight * scale
-    by, to = along(torch.stack([factor, bias]), across)
-    torch.addcmul(to, centred, by, out=values)
-    return _images(values.to(images.dtype), images.shape), (centred, scale, factor)
+    by, to = along(torch.stack([factor, bias - mean * factor]), across)
+    torch.addcmul(to, rows, by, out=values)
+    return _images(values.to(images.dtype), images.shape), (rows, mean, scale, factor)
 
 
 def gradients(
-    grad: Tensor, training: bool, centred: Tensor, scale: Tensor, factor: Tensor
+    grad: Tensor, training: bool, rows: Tensor, mean: Tensor, scale: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients in images (N, C, H, W), scales (C,) and shifts (C,).
 
     Args:
         grad: (N, C, H, W) gradient in what `normalise` returned.
         training: Whether mean and variance were the batch's.
-        centred: (N H, W C) images less their mean.
+        rows: (N H, W C) images.
+        mean: (C,) their mean.
         scale: (C,) one over their standard deviations.
         factor: (C,) the same times the scales of the norm.
     """
-    rows = _rows(grad).to(scale.dtype)
+    of_values = _rows(grad).to(scale.dtype)
     across, pixels = rows.shape[1] // len(scale), rows.numel() // len(scale)
-    of_bias = per_channel(rows.sum(0), across)
-    of_rows = torch.mul(rows, centred)
-    of_weight = per_channel(of_rows.sum(0), across).mul_(scale)
+    of_bias = per_channel(of_values.sum(0), across)
+    of_rows = torch.mul(of_values, rows)
+    of_weight = (per_channel(of_rows.sum(0), across) - mean * of_bias).mul_(scale)
     if training:
         share = factor / -pixels
-        by, to, by_centred = along(
-            torch.stack([factor, of_bias * share, of_weight * scale * share]), across
+        slope = of_weight * scale * share
+        by, by_rows, to = along(
+            torch.stack([factor, slope, of_bias * share - slope * mean]), across
         )
-        torch.addcmul(to, rows, by, out=of_rows).addcmul_(centred, by_centred)
+        torch.addcmul(to, of_values, by, out=of_rows).addcmul_(rows, by_rows)
     else:
-        torch.mul(rows, along(factor, across), out=of_rows)
+        torch.mul(of_values, along(factor, across), out=of_rows)
     return _images(of_rows.to(grad.dtype), grad.shape), of_weight, of_bias
 
 

@@ -105,12 +105,12 @@ def add_gradients(
     torch.mul(grad, 1 - x, out=of_left)
     of_rows[..., width * copies :] = 0
     of_right.addcmul_(grad, x)
-    above, below = of_corners[:, :-1], of_corners[:, 1:]
-    slopes = torch.sub(corners[:, 1:], corners[:, :-1], out=above)
-    of_y = per_channel(slopes.mul_(of_rows).sum((0, 1)), width + 1)
-    torch.mul(of_rows, 1 - y, out=above)
+    slopes = of_corners.view(-1)[: rows.numel()].view_as(rows)
+    torch.sub(corners[:, 1:], corners[:, :-1], out=slopes).mul_(of_rows)
+    of_y = per_channel(slopes.sum((0, 1)), width + 1)
+    torch.mul(of_rows, 1 - y, out=of_corners[:, :-1])
     of_corners[:, -1] = 0
-    below.addcmul_(of_rows, y)
+    of_corners[:, 1:].addcmul_(of_rows, y)
     pixels = of_images.permute(0, 2, 3, 1)
     flat = pixels.reshape(count, -1)
     flat.scatter_add_(1, index.expand(count, -1), of_corners.view(count, -1))
@@ -122,13 +122,14 @@ def add_gradients(
 def _taps(shift: Tensor, sources: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the pixels (H W C) that are corners, and the fractions along a row of pixels."""
     _, channels, height, width = images.shape
-    shift = shift.detach()
+    shift = shift.detach().t()
     whole = shift.floor()
-    x, y = along((shift - whole).to(images.dtype).t(), width + 1)
-    places = torch.arange(max(height, width) + 1, device=shift.device)[:, None, None] + whole.long()
-    columns = places[: width + 1, :, 0].clamp(0, width - 1).mul_(channels).add_(sources)
-    rows = places[: height + 1, None, :, 1].clamp(0, height - 1).mul_(width * channels)
-    return (rows + columns).flatten(), x[: width * len(sources)], y
+    x, y = along((shift - whole).to(images.dtype), width + 1)
+    steps = torch.arange(max(height, width) + 1, device=shift.device)
+    places = steps[:, None, None] + whole.long()
+    columns = places[: width + 1, 0].clamp_(0, width - 1).mul_(channels).add_(sources)
+    rows = places[: height + 1, 1].clamp_(0, height - 1).mul_(width * channels)
+    return (along(rows, width + 1) + columns.flatten()).flatten(), x[: width * len(sources)], y
 
 
 def _left_and_right(rows: Tensor, channels: int) -> tuple[Tensor, Tensor]:

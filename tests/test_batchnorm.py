@@ -23,7 +23,8 @@ def trained(norm, images, towards):
     """Return what a training step gives: output, gradients and running statistics."""
     norm, images = copy.deepcopy(norm).train(), images.clone().requires_grad_()
     output = norm(images)
-    found = torch.autograd.grad((output * towards).sum(), (images, *norm.parameters()))
+    inputs = images, *norm.parameters()
+    found = torch.autograd.grad((output * towards).sum(), inputs, materialize_grads=True)
     return output, *found, *norm.buffers()
 
 
@@ -70,6 +71,21 @@ def test_copies_are_normalised_alike_in_both_ways(channels):
         slots = copying.gathered(images)
     of_slots = F.batch_norm(slots, None, None, norm.weight, norm.bias, True)
     torch.testing.assert_close(found[0], of_slots, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [16, 20])
+def test_an_activation_may_write_over_what_it_normalised(channels):
+    norm = allow_copies(randomise(nn.BatchNorm2d(channels), 0).double())
+    images, towards = random(4, channels, 6, 5, seed=1), random(4, channels, 6, 5, seed=2)
+    for copies in ([], [1, 4]):
+        norm.copy(Copies(copies, copies, copies, random(len(copies), 2, seed=3)))
+        found = []
+        for inplace in (False, True):
+            model = nn.Sequential(norm, nn.ReLU(inplace))
+            with rowwise_batch_norms(model):
+                found.append(trained(model, images, towards))
+        for left, right in zip(*found, strict=True):
+            assert torch.equal(left, right)
 
 
 def test_only_pytorchs_own_batch_norms_with_statistics_are_touched():

@@ -78,7 +78,8 @@ def normalise(
     mean, var = running
     rows = _rows(images).to(weight.dtype)
     across, pixels = rows.shape[1] // len(weight), rows.numel() // len(weight)
-    values = torch.empty_like(rows)
+    output = torch.empty_like(images, dtype=rows.dtype, memory_format=torch.channels_last)
+    values = _rows(output)
     if training:
         mean = per_channel(rows.sum(0), across).div_(pixels)
         squares = torch.sub(rows, along(mean, across), out=values).square_()
@@ -89,7 +90,7 @@ def normalise(
     factor = weight * scale
     by, to = along(torch.stack([factor, bias - mean * factor]), across)
     torch.addcmul(to, rows, by, out=values)
-    return _images(values.to(images.dtype), images.shape), (rows, mean, scale, factor)
+    return output.to(images.dtype), (rows, mean, scale, factor)
 
 
 def gradients(

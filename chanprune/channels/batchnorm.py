@@ -1,4 +1,4 @@
-"""Batch norms in training: faster where channels are few or odd in number, and statistics anew."""
+"""Batch norms in training: fast with any number of channels, and with statistics anew."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from chanprune.channels.rowwise_norm import batch_norm, is_faster
 
 @contextmanager
 def rowwise_batch_norms(model: nn.Module) -> Iterator[None]:
-    """Let batch norms in training go through rows of pixels where that is faster (see there)."""
+    """Let batch norms in training add up rows of pixels where that is faster (`rowwise_norm`)."""
     norms = [module for module in model.modules() if _can_be_rowwise(module)]
     for norm in norms:
         norm.forward = partial(_normalise, norm)

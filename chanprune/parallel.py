@@ -159,7 +159,7 @@ def whole_batch_norms(model: nn.Module) -> Iterator[None]:
     """Let batch norms in training normalise by the batches of all processes together."""
     norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS)]
     for norm in norms:
-        norm.forward = partial(_normalise, norm)  # type: ignore[method-assign]
+        norm.forward = partial(_forward, norm)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -177,6 +177,14 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return summed(gradient.clone())
+
+
+def _forward(norm: Any, images: Tensor) -> Tensor:
+    """Normalise, and do what follows in a library's batch norm (timm: dropout, activation)."""
+    values = _normalise(norm, images)
+    for behind in norm.children():
+        values = behind(values)
+    return values
 
 
 def _normalise(norm: Any, images: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Several processes train what one process trains with the same batch."""
 
+import copy
 import json
 import os
 import signal
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from chanprune.parallel import whole_batch_norms
 from tests.test_pipeline import changed, execute
 from tests.test_resume import PREACTIVATION, TINY, lines, wait_for
 
@@ -108,6 +111,16 @@ def test_a_process_that_dies_ends_the_job_and_it_goes_on_to_the_same_end(tmp_pat
     assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("broken", "whole")]
     assert models[0] == models[1]
+
+
+def test_a_librarys_batch_norm_keeps_its_activation():
+    norm = pytest.importorskip("timm").layers.BatchNormAct2d(6)
+    images = torch.randn(4, 6, 5, 5, generator=torch.Generator().manual_seed(0))
+    for mode in (True, False):
+        norm.train(mode)
+        expected = copy.deepcopy(norm)(images)
+        with whole_batch_norms(nn.Sequential(norm)):
+            torch.testing.assert_close(norm(images), expected)
 
 
 def test_a_batch_must_have_equal_shares(tmp_path):

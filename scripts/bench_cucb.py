@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 
-from chanprune.channels import Bank, trace
+from chanprune.channels import Bank, rowwise_batch_norms, trace
 from chanprune.methods import Cucb, Method, PruneOptions, Setting, Step
 from chanprune.models import build
 from chanprune.pipeline.cost import KeptForBackward
@@ -113,8 +113,9 @@ class Run:
         if active is not None:
             self.bank.activate(active)
         self.optimiser.zero_grad(set_to_none=True)
-        loss, _ = self.method.loss(self.model, images, labels, 0.0)
-        loss.backward()
+        with rowwise_batch_norms(self.model):
+            loss, _ = self.method.loss(self.model, images, labels, 0.0)
+            loss.backward()
         self.method.after_backward(now)
         self.optimiser.step()
         self.index += 1

@@ -5,7 +5,7 @@ The order of the images and their augmentation depend on (seed, epoch) alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.transforms import v2
 
 from chanprune.data.dataset import Dataset, SplitName
 from chanprune.data.source import Source
@@ -146,6 +145,8 @@ class StreamBatches(_Batches):
         Raises:
             RunError: An image cannot be read.
         """
+        from torchvision.transforms import v2
+
         options = self.dataset.options
         steps: list[Any] = [
             v2.ToDtype(torch.float32, scale=True),
@@ -178,7 +179,9 @@ class StreamBatches(_Batches):
 class _Stream(TorchDataset[tuple[Tensor, Tensor]]):
     """One epoch of images; each draws its augmentation from (seed, epoch, index)."""
 
-    def __init__(self, source: Source, transform: v2.Compose, seed: int | None, epoch: int):
+    def __init__(
+        self, source: Source, transform: Callable[[Tensor], Tensor], seed: int | None, epoch: int
+    ):
         self.source = source
         self.transform = transform
         self.seed = seed

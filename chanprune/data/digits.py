@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 
 from chanprune.data.dataset import Dataset, DatasetInfo, Options, assemble
 from chanprune.data.source import MemorySource, stratified_split
@@ -22,6 +21,8 @@ def describe(options: Options) -> DatasetInfo:
 
 def load(options: Options, seed: int) -> Dataset:
     """Load the digits; the same fifth of them is the test set whatever the seed."""
+    from sklearn.datasets import load_digits
+
     info = describe(options)
     digits = load_digits()
     images = (torch.from_numpy(digits.images)[:, None] * (255 / 16)).round().byte()

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 from chanprune.data.dataset import Dataset, DatasetInfo, Options, assemble
@@ -115,8 +114,11 @@ class FileSource:
         if image.size != (self.size, self.size):
             if not self.resizes:
                 raise _of_another_size(self.archive, self.members[index], image)
-            image = v2.functional.resize(image, [self.size], antialias=True)
-            image = v2.functional.center_crop(image, [self.size, self.size])
+            from torchvision.transforms.v2 import functional as F
+
+            image = F.center_crop(
+                F.resize(image, [self.size], antialias=True), [self.size, self.size]
+            )
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def subset(self, indices: Tensor) -> FileSource:

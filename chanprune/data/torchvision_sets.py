@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torchvision import datasets
 
 from chanprune.data.dataset import Dataset, DatasetInfo, Options, assemble
 from chanprune.data.source import MemorySource
@@ -38,13 +35,13 @@ class TorchvisionSet:
 
     Attributes:
         title: As its authors write it.
-        make: torchvision's class.
+        kind: Name of torchvision's class.
         class_names: In the order of the labels.
         channels: Of its images.
     """
 
     title: str
-    make: Callable[..., Any]
+    kind: str
     class_names: tuple[str, ...]
     channels: int = 3
 
@@ -82,13 +79,16 @@ class TorchvisionSet:
 
     def _open(self, root: str, arguments: dict[str, Any]) -> Any:
         """Open the files; download them if they are missing."""
+        from torchvision import datasets
+
+        make = getattr(datasets, self.kind)
         try:
-            return self.make(root, download=False, **arguments)
+            return make(root, download=False, **arguments)
         except Exception:  # noqa: BLE001 - torchvision raises differently for each data set
             pass
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                return self.make(root, download=True, **arguments)
+                return make(root, download=True, **arguments)
         except Exception as error:
             raise UserError(
                 f"{self.title} is not in {Path(root).resolve()} and cannot be downloaded "
@@ -97,10 +97,10 @@ class TorchvisionSet:
 
 
 TORCHVISION_SETS = {
-    "cifar10": TorchvisionSet("CIFAR-10", datasets.CIFAR10, tuple(CIFAR10.split())),
-    "cifar100": TorchvisionSet("CIFAR-100", datasets.CIFAR100, tuple(CIFAR100.split())),
-    "svhn": TorchvisionSet("SVHN", partial(datasets.SVHN), tuple("0123456789")),
+    "cifar10": TorchvisionSet("CIFAR-10", "CIFAR10", tuple(CIFAR10.split())),
+    "cifar100": TorchvisionSet("CIFAR-100", "CIFAR100", tuple(CIFAR100.split())),
+    "svhn": TorchvisionSet("SVHN", "SVHN", tuple("0123456789")),
     "fashion_mnist": TorchvisionSet(
-        "Fashion-MNIST", datasets.FashionMNIST, tuple(FASHION.split(",")), channels=1
+        "Fashion-MNIST", "FashionMNIST", tuple(FASHION.split(",")), channels=1
     ),
 }

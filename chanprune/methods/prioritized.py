@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Selection, scale_scores
@@ -143,4 +142,6 @@ def order_of(scale: Tensor) -> float:
     values = torch.where(values.abs() < NEARLY_ZERO, 0.0, values)
     if len(values.unique()) < 2:
         return 0.0
+    from scipy.stats import kendalltau
+
     return float(kendalltau(range(len(values)), values.numpy()).statistic)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -35,6 +34,8 @@ def build_from_library(library: str, name: str, *, num_classes: int, in_channels
         _check_name(library, name, timm.list_models())
         network: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
         return network
+    import torchvision
+
     _check_name(library, name, torchvision.models.list_models(module=torchvision.models))
     network = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     if in_channels != 3:
@@ -113,6 +114,8 @@ def _fetch(library: str, name: str, weights: str) -> dict[str, Tensor]:
                 _import_timm().create_model(tag, pretrained=True).state_dict()
             )
             return fetched
+        import torchvision
+
         known: Any = torchvision.models.get_model_weights(name)
         if weights != "DEFAULT" and weights not in known.__members__:
             listed = ", ".join(["DEFAULT", *known.__members__])

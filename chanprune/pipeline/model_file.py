@@ -10,13 +10,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from chanprune.channels import (
     ChannelGraph,
@@ -32,6 +31,9 @@ from chanprune.channels import (
 from chanprune.errors import UserError
 from chanprune.models import build_skeleton
 from chanprune.pipeline.files import write_json, write_tensors
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 FORMAT = 1
 LEVEL = "level:"
@@ -53,6 +55,8 @@ class Preprocessing:
 
     def transform(self) -> v2.Compose:
         """Return a transform from a PIL image or a uint8 tensor to a normalised float tensor."""
+        from torchvision.transforms import v2
+
         channels, height, _ = self.input_shape
         colour = v2.Grayscale() if channels == 1 else v2.RGB()
         return v2.Compose(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torchvision
 
 from chanprune import __version__
 
@@ -18,7 +18,7 @@ def describe_environment() -> dict[str, str | int]:
         "chanprune": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
+        "torchvision": version("torchvision"),
         "threads": torch.get_num_threads(),
     }
     commit = _commit()

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chanprune.channels import Copies, allow_copies, rowwise_batch_norms
+from chanprune.channels import Copies, allow_copies, batchnorm, rowwise_batch_norms
 from chanprune.channels.gathered import read
 from chanprune.channels.rowwise_norm import batch_norm, is_faster
 from tests.networks import randomise
+from tests.test_pipeline import STAGE, changed, execute
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +108,21 @@ def test_only_pytorchs_own_batch_norms_with_statistics_are_touched():
     with rowwise_batch_norms(nn.Sequential(*others, own := nn.BatchNorm2d(5))):
         assert "forward" in vars(own)
         assert not any("forward" in vars(norm) for norm in others)
+
+
+def test_training_has_them_and_gives_what_it_gives_without(tmp_path, monkeypatch):
+    config = changed(
+        model={"name": "preresnet29", "width": 0.125},
+        prune={"ratio": 0.4, "recalibrate": 256},
+        train={"epochs": 1, "batch_size": 256},
+        finetune={**STAGE, "epochs": 1, "batch_size": 256, "lr": 1e-3},
+    )
+    calls = []
+    own = batchnorm.batch_norm
+    monkeypatch.setattr(batchnorm, "batch_norm", lambda *args: calls.append(1) or own(*args))
+    with_them = execute(config, tmp_path / "rows")["stages"]
+    assert calls
+    monkeypatch.setattr(batchnorm, "is_faster", lambda *_: False)
+    without = execute(config, tmp_path / "pixels")["stages"]
+    for mine, theirs in zip(with_them, without, strict=True):
+        assert mine["test_accuracy"] == pytest.approx(theirs["test_accuracy"], abs=0.02)

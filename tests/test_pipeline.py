@@ -127,7 +127,7 @@ def test_counts_of_table_model_file_and_tensors_agree(finished):
 def test_a_model_loads_in_another_process_without_pickle(finished):
     folder, summary = finished
     program = f"""
-import pickle, torch, chanprune
+import pickle, torch, torchvision.transforms.v2, chanprune
 load = chanprune.load
 def refuse(*args, **kwargs):
     raise RuntimeError("pickle was used")

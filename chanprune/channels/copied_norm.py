@@ -1,8 +1,8 @@
 """Batch norm of which some outputs are those of shifted copies, without copying its input.
 
-The norm runs over the whole input, the copies apart from it, and their outputs replace those of the
-slots that they stand in. So only what is copied is touched twice; it gives what batch norm gives of
-the slots (`Copying.gathered`).
+The norm runs over the whole input, the copies apart from it and before it; then their outputs
+replace those of the slots that they stand in, which are still in a cache. So only what is copied is
+touched twice; it gives what batch norm gives of the slots (`Copying.gathered`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chanprune.channels import rowwise_norm
 from chanprune.channels.gathered import replace, select
-from chanprune.channels.shift import add_gradients, move
+from chanprune.channels.shift import add_corners, gradients, move
 
 
 def normalise_with_copies(norm: Any, images: Tensor) -> Tensor:
@@ -48,6 +48,9 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, *others: Any) -> Tensor:
         shift, sources, copies, running, of_copies, how = others
+        moved, (corners, *moved_from) = move(images, sources, shift)
+        own = weight.index_select(0, copies), bias.index_select(0, copies)
+        values, made_of = rowwise_norm.normalise(moved, *own, of_copies, how)
         rest = weight.index_fill(0, copies, 0)
         ctx.is_rowwise = rowwise_norm.is_faster(images, weight)
         if ctx.is_rowwise:
@@ -55,18 +58,17 @@ class _Normalise(torch.autograd.Function):
         else:
             output, *saved = torch.native_batch_norm(images, rest, bias, *running, *how)
             whole = images, rest, *saved
-        moved, moved_from = move(images, sources, shift)
-        own = weight.index_select(0, copies), bias.index_select(0, copies)
-        values, made_of = rowwise_norm.normalise(moved, *own, of_copies, how)
         replace(output, copies, values)
-        ctx.save_for_backward(copies, *made_of, *moved_from, *whole)
+        ctx.save_for_backward(copies, corners, *made_of, *moved_from, *whole)
         ctx.running, ctx.training, ctx.eps = running, how[0], how[2]
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        copies, *saved = ctx.saved_tensors
-        made_of, moved_from, whole = saved[:4], saved[4:9], saved[9:]
+        copies, corners, *saved = ctx.saved_tensors
+        made_of, moved_from, whole = saved[:4], saved[4:8], saved[8:]
+        of_moved, *own = rowwise_norm.gradients(select(grad, copies), ctx.training, *made_of)
+        of_corners, of_shift = gradients(of_moved, *moved_from)
         if ctx.is_rowwise:
             of_whole = rowwise_norm.gradients(grad, ctx.training, *whole)
         else:
@@ -75,8 +77,7 @@ class _Normalise(torch.autograd.Function):
                 grad, images, rest, *ctx.running, *statistics, ctx.training, ctx.eps, [True] * 3
             )
         of_images, of_weight, of_bias = of_whole
-        of_moved, *own = rowwise_norm.gradients(select(grad, copies), ctx.training, *made_of)
+        add_corners(of_images, corners, of_corners)
         of_weight.index_copy_(0, copies, own[0])
         of_bias.index_copy_(0, copies, own[1])
-        of_shift = add_gradients(of_images, of_moved, *moved_from).to(of_weight.dtype)
-        return of_images, of_weight, of_bias, of_shift, *[None] * 5
+        return of_images, of_weight, of_bias, of_shift.to(of_weight.dtype), *[None] * 5

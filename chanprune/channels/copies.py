@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from chanprune.channels.copied_norm import normalise_with_copies
 from chanprune.channels.gathered import Gathered, pick, read, replace, select, spread
-from chanprune.channels.shift import TAPS_PER_SHIFT, add_gradients, move
+from chanprune.channels.shift import TAPS_PER_SHIFT, add_corners, gradients, move
 
 OF_COPIES = ("index", "is_copy", "shift")
 
@@ -176,8 +176,9 @@ class _ReadSlots(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        own, copies, *made_of = ctx.saved_tensors
+        own, copies, corners, *made_of = ctx.saved_tensors
         of_copies = select(grad, copies)
+        of_corners, of_shift = gradients(of_copies, *made_of)
         if own is None:
             of_images = grad.clone()
             replace(of_images, copies, torch.zeros_like(of_copies))
@@ -185,7 +186,7 @@ class _ReadSlots(torch.autograd.Function):
             is_copy = torch.zeros(len(own), dtype=torch.bool, device=own.device)
             is_copy[copies] = True
             of_images = spread(grad, own, ctx.width, is_copy.logical_not().nonzero().flatten())
-        of_shift = add_gradients(of_images, of_copies, *made_of)
+        add_corners(of_images, corners, of_corners)
         return of_images, of_shift, None, None, None
 
 

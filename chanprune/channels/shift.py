@@ -49,8 +49,11 @@ class _Translate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        index, *made_of = ctx.saved_tensors
+        of_corners, of_shift = gradients(grad, *made_of)
         of_images = torch.zeros_like(grad, memory_format=torch.channels_last)
-        return of_images, add_gradients(of_images, grad, *ctx.saved_tensors)
+        add_corners(of_images, index, of_corners)
+        return of_images, of_shift
 
 
 def move(images: Tensor, sources: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -62,7 +65,8 @@ def move(images: Tensor, sources: Tensor, shift: Tensor) -> tuple[Tensor, tuple[
         shift: (R, 2) in pixels: x, then y.
 
     Returns:
-        The moved copies (N, R, H, W) in channels-last, and what `add_gradients` takes of them.
+        The moved copies (N, R, H, W) in channels-last; and the pixels ((H + 1) (W + 1) R,) that are
+        their corners, for `add_corners`, followed by what `gradients` takes.
     """
     count, _, height, width = images.shape
     index, x, y = _taps(shift, sources, images)
@@ -74,23 +78,15 @@ def move(images: Tensor, sources: Tensor, shift: Tensor) -> tuple[Tensor, tuple[
     return moved.permute(0, 3, 1, 2), (index, x, y, corners, rows)
 
 
-def add_gradients(
-    of_images: Tensor,
-    grad: Tensor,
-    index: Tensor,
-    x: Tensor,
-    y: Tensor,
-    corners: Tensor,
-    rows: Tensor,
-) -> Tensor:
-    """Add the gradient in the images to `of_images`, and return that in the shifts (R, 2).
+def gradients(
+    grad: Tensor, x: Tensor, y: Tensor, corners: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients in the corners (N, (H + 1) (W + 1) R) and in the shifts (R, 2).
 
     At whole pixels the slope is the one towards the right and below.
 
     Args:
-        of_images: (N, C, H, W).
         grad: (N, R, H, W) gradient in the moved copies.
-        index: ((H + 1) (W + 1) R,) the pixels that are corners.
         x: (W R,) the shifts' fractions along the width.
         y: ((W + 1) R,) those along the height.
         corners: (N, H + 1, (W + 1) R) pixels.
@@ -111,12 +107,16 @@ def add_gradients(
     torch.mul(of_rows, 1 - y, out=of_corners[:, :-1])
     of_corners[:, -1] = 0
     of_corners[:, 1:].addcmul_(of_rows, y)
+    return of_corners.view(count, -1), torch.stack([of_x, of_y], 1)
+
+
+def add_corners(of_images: Tensor, index: Tensor, of_corners: Tensor) -> None:
+    """Add what the corners have (N, (H + 1) (W + 1) R) to the pixels that they are of, in place."""
     pixels = of_images.permute(0, 2, 3, 1)
-    flat = pixels.reshape(count, -1)
-    flat.scatter_add_(1, index.expand(count, -1), of_corners.view(count, -1))
+    flat = pixels.reshape(len(pixels), -1)
+    flat.scatter_add_(1, index.expand(len(pixels), -1), of_corners)
     if not pixels.is_contiguous():
         pixels.copy_(flat.view(pixels.shape))
-    return torch.stack([of_x, of_y], 1)
 
 
 def _taps(shift: Tensor, sources: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

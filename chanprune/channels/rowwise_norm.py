@@ -1,9 +1,9 @@
 """Batch norm of channels-last images by sums over rows of pixels.
 
-On a CPU, PyTorch's batch norm lets each thread add up the channels of its pixels in a row of a
-common table. Where such rows do not fill whole cache lines, as sixteen does not divide the number
-of channels of most pruned networks, threads wait for each other: training takes up to five times as
-long. Sums over rows of pixels have no such table.
+On a CPU with several threads, PyTorch's batch norm takes up to five times as long in training where
+sixteen does not divide the number of channels, as in most pruned networks; with one thread it does
+not. So the likely cause is that threads add up channels in neighbouring rows of one table, which
+then share cache lines. Sums over rows of pixels have no such table.
 """
 
 from __future__ import annotations

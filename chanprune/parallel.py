@@ -14,9 +14,8 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,10 @@ from torch import Tensor, nn
 
 from chanprune import ranks
 from chanprune.channels import Plan
+from chanprune.channels.batchnorm import in_place_of_forward
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.operations import BATCH_NORMS
+from chanprune.channels.rowwise_norm import counted_batch
 from chanprune.errors import RunError
 
 PATIENCE = timedelta(days=2)  # a process may wait so long for the first, which waits for a cache
@@ -154,17 +155,10 @@ def check_equal(own: float, of_all: float) -> None:
         raise RunError("the processes chose different channels; please report this")
 
 
-@contextmanager
-def whole_batch_norms(model: nn.Module) -> Iterator[None]:
+def whole_batch_norms(model: nn.Module) -> AbstractContextManager[None]:
     """Let batch norms in training normalise by the batches of all processes together."""
-    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS)]
-    for norm in norms:
-        norm.forward = partial(_forward, norm)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for norm in norms:
-            del norm.forward
+    norms = (module for module in model.modules() if isinstance(module, BATCH_NORMS))
+    return in_place_of_forward(_forward, norms)
 
 
 class _Sum(torch.autograd.Function):
@@ -211,8 +205,7 @@ def _normalise(norm: Any, images: Tensor) -> Tensor:
     if norm.affine:
         scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
     with torch.no_grad():
-        norm.num_batches_tracked += 1
-        share = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
+        share = counted_batch(norm)
         norm.running_mean.lerp_(mean.to(norm.running_mean), share)
         unbiased = variance * (number / (number - 1))
         norm.running_var.lerp_(unbiased.to(norm.running_var), share)

@@ -77,10 +77,13 @@ def test_copies_are_normalised_alike_in_both_ways(channels):
     copying.copy(Copies([1, 4, 5], [0, 0, 2], [0, 0, 2], random(3, 2, seed=3)))
     images, towards = random(4, channels, 6, 5, seed=1), random(4, channels, 6, 5, seed=2)
     found = trained(copying, images, towards)
-    with torch.no_grad():
-        slots = copying.gathered(images)
+    images.requires_grad_()
+    slots = copying.gathered(images)
     of_slots = F.batch_norm(slots, None, None, norm.weight, norm.bias, True)
-    torch.testing.assert_close(found[0], of_slots, atol=1e-12, rtol=0)
+    inputs = images, *copying.parameters()
+    expected = of_slots, *torch.autograd.grad((of_slots * towards).sum(), inputs)
+    for mine, theirs in zip(found[: len(expected)], expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)
 
 
 @pytest.mark.parametrize("channels", [16, 20])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,23 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
-from chanprune.channels.copied_norm import counted_batch, normalise_with_copies
 from chanprune.channels.copies import Copying
 from chanprune.channels.gathered import Gathered
-from chanprune.channels.rowwise_norm import batch_norm, is_faster
+from chanprune.channels.rowwise_norm import batch_norm, counted_batch, is_faster
+
+
+def rowwise_batch_norms(model: nn.Module) -> AbstractContextManager[None]:
+    """Let batch norms in training add up rows of pixels where that is faster (`rowwise_norm`)."""
+    return in_place_of_forward(_normalise, filter(_can_be_rowwise, model.modules()))
 
 
 @contextmanager
-def rowwise_batch_norms(model: nn.Module) -> Iterator[None]:
-    """Let batch norms in training add up rows of pixels where that is faster (`rowwise_norm`)."""
-    norms = [module for module in model.modules() if _can_be_rowwise(module)]
-    for norm in norms:
-        norm.forward = partial(_normalise, norm)
+def in_place_of_forward(
+    function: Callable[[Any, Tensor], Tensor], modules: Iterable[nn.Module]
+) -> Iterator[None]:
+    """Let modules do `function(module, images)` for a while."""
+    modules = list(modules)
+    for module in modules:
+        module.forward = partial(function, module)
     try:
         yield
     finally:
-        for norm in norms:
-            del norm.forward
+        for module in modules:
+            del module.forward
 
 
 def _can_be_rowwise(module: nn.Module) -> bool:
@@ -38,7 +44,7 @@ def _can_be_rowwise(module: nn.Module) -> bool:
 
 def _normalise(norm: Any, images: Tensor) -> Tensor:
     if isinstance(norm, Copying) and norm.copies_in_place(images):
-        return normalise_with_copies(norm, images)
+        return Copying.forward(norm, images)
     if isinstance(norm, Gathered):
         images = norm.gathered(images)
     if not (norm.training and is_faster(images, norm.weight)):

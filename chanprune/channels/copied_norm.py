@@ -22,7 +22,7 @@ def normalise_with_copies(norm: Any, images: Tensor) -> Tensor:
 
     In training its running statistics are updated.
     """
-    share = counted_batch(norm) if norm.training else 0.0
+    share = rowwise_norm.counted_batch(norm) if norm.training else 0.0
     copies = norm.copies
     running = norm.running_mean, norm.running_var
     of_copies = [statistic.index_select(0, copies) for statistic in running]
@@ -35,13 +35,6 @@ def normalise_with_copies(norm: Any, images: Tensor) -> Tensor:
         for statistic, own in zip(running, of_copies, strict=True):
             statistic.index_copy_(0, copies, own)
     return output
-
-
-def counted_batch(norm: Any) -> float:
-    """Count one more batch, and return its share in the running statistics."""
-    norm.num_batches_tracked += 1
-    share: float | None = norm.momentum
-    return share if share is not None else 1 / int(norm.num_batches_tracked)
 
 
 class _Normalise(torch.autograd.Function):

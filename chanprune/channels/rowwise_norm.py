@@ -31,6 +31,13 @@ def is_faster(images: Tensor, weight: Tensor) -> bool:
     )
 
 
+def counted_batch(norm: Any) -> float:
+    """Count one more batch, and return its share in the running statistics."""
+    norm.num_batches_tracked += 1
+    share: float | None = norm.momentum
+    return share if share is not None else 1 / int(norm.num_batches_tracked)
+
+
 def batch_norm(
     images: Tensor,
     weight: Tensor,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 
 from chanprune.channels import Bank, rowwise_batch_norms, trace
-from chanprune.methods import Cucb, Method, PruneOptions, Setting, Step
+from chanprune.methods import Cucb, Method, Plain, PruneOptions, Setting, Step
 from chanprune.models import build
 from chanprune.pipeline.cost import KeptForBackward
 
@@ -45,7 +45,7 @@ def main() -> None:
     images = torch.randn(options.batch, *SHAPE, device=options.device)
     images = images.to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (options.batch,), device=options.device)
-    runs = {"dense": Run(Method(), 1.0, options)}
+    runs = {"dense": Run(Plain(), 1.0, options)}
     for share in SHARES:
         runs[f"{share} exact"] = Run(Cucb(every=1, scope=options.scope), share, options)
         runs[f"{share} fast"] = Run(Cucb(every=0, scope=options.scope), share, options)

@@ -172,3 +172,30 @@ def test_tensors_are_really_small():
     assert sum(p.numel() for p in model.parameters()) < whole / 4
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert all(c.weight.shape[0] == c.out_channels for c in convolutions)
+
+
+def layout(tensor):
+    return [step for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "biased"])
+def test_every_change_of_tensors_is_counted_and_moments_have_their_layout(name):
+    """What was recorded of a step holds as long as nothing is counted."""
+    model, graph, bank = prepared(name)
+    model.to(memory_format=torch.channels_last)
+    step(model, bank.optimiser, 0)
+
+    def tensors():
+        moments = [state["momentum_buffer"] for state in bank.optimiser.state.values()]
+        return [tensor.data_ptr() for tensor in (*model.parameters(), *moments)]
+
+    plan = Plan(random_plan(graph, 0).kept)
+    for change in (lambda: None, lambda: bank.activate(plan), lambda: None, bank.whole):
+        before, seen = tensors(), bank.changes
+        opened = change()
+        if opened is not None:
+            with opened:
+                pass
+        assert (tensors() != before) == (bank.changes > seen)
+        for parameter, state in bank.optimiser.state.items():
+            assert layout(state["momentum_buffer"]) == layout(parameter)

@@ -7,9 +7,9 @@ import pytest
 from safetensors.torch import load_file
 
 from chanprune.errors import RunError
-from chanprune.pipeline.loop import _Training
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
+from chanprune.pipeline.updates import Updates
 from tests.test_pipeline import changed, execute
 from tests.test_resume import assert_same_end
 
@@ -52,16 +52,17 @@ def test_a_full_disk(size, small_disk, tmp_path):
 
 def test_a_disk_that_becomes_read_only(small_disk, monkeypatch):
     disk, remount = small_disk
-    folder, original = disk / "run", _Training._step
+    folder, original = disk / "run", Updates.do
     folder.mkdir()
 
-    def step(training, images, labels):
-        original(training, images, labels)
-        if training.last.index == 95:
+    def step(updates, now, *batch, **options):
+        done = original(updates, now, *batch, **options)
+        if now.index == 95:
             remount("ro")
+        return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Training, "_step", step)
+        patch.setattr(Updates, "do", step)
         with pytest.raises(RunError, match="Read-only file system"):
             run(CONFIG, prepare(CONFIG), folder)
     assert load_file(folder / "train/state.safetensors")
@@ -70,15 +71,16 @@ def test_a_disk_that_becomes_read_only(small_disk, monkeypatch):
 
 
 def test_a_directory_that_is_removed(tmp_path, monkeypatch):
-    folder, original = tmp_path / "run", _Training._step
+    folder, original = tmp_path / "run", Updates.do
     folder.mkdir()
 
-    def step(training, images, labels):
-        original(training, images, labels)
-        if training.last.index == 95:
+    def step(updates, now, *batch, **options):
+        done = original(updates, now, *batch, **options)
+        if now.index == 95:
             shutil.rmtree(folder)
+        return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Training, "_step", step)
+        patch.setattr(Updates, "do", step)
         with pytest.raises(RunError, match="metrics.jsonl: No such file or directory"):
             run(CONFIG, prepare(CONFIG), folder)

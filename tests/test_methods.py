@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from chanprune.channels import trace
-from chanprune.methods import Method, PruneOptions, Setting, Slimming, Step
-from chanprune.pipeline.loop import TrainOptions, make_optimiser
+from chanprune.methods import Plain, PruneOptions, Setting, Slimming, Step
+from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.schedule import Schedule
 from tests.networks import SMALL, SMALL_SHAPE, randomise
 
@@ -116,7 +116,7 @@ def test_the_smallest_scales_go():
 
 def test_penalties_end_with_the_train_stage():
     graph = trace(SMALL["chain"](), SMALL_SHAPE)
-    assert type(Slimming().finetune_hooks(graph)) is Method
+    assert type(Slimming().finetune_hooks(graph)) is Plain
 
 
 def test_every_parameter_is_in_the_group_that_its_weight_decay_names():

@@ -13,9 +13,9 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from chanprune.errors import Interrupted
-from chanprune.pipeline.loop import _Training
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
+from chanprune.pipeline.updates import Updates
 from tests.test_pipeline import changed, execute
 
 PREACTIVATION = {"name": "preresnet29", "width": 0.125, "shortcut": "zero_pad"}
@@ -62,15 +62,16 @@ RUNS = {
 
 def signal_after(patch, stop, number):
     """Send this process a signal after so many steps; return the list of steps."""
-    steps, original = [], _Training._step
+    steps, original = [], Updates.do
 
-    def step_and_tell(training, images, labels):
-        original(training, images, labels)
-        steps.append(training.last)
+    def step_and_tell(updates, now, *batch, **options):
+        done = original(updates, now, *batch, **options)
+        steps.append(now)
         if len(steps) == stop:
             os.kill(os.getpid(), number)
+        return done
 
-    patch.setattr(_Training, "_step", step_and_tell)
+    patch.setattr(Updates, "do", step_and_tell)
     return steps
 
 

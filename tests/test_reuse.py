@@ -24,14 +24,14 @@ def execute_with(cache, config, folder):
 
 
 def stages_trained(monkeypatch):
-    """Return a list that grows with the name of the stage at every step."""
-    names, original = [], _Training._step
+    """Return a list that grows with the name of the stage at every epoch."""
+    names, original = [], _Training.epoch
 
-    def step(training, images, labels):
+    def epoch(training, *batches):
         names.append(training.stage.name)
-        original(training, images, labels)
+        original(training, *batches)
 
-    monkeypatch.setattr(_Training, "_step", step)
+    monkeypatch.setattr(_Training, "epoch", epoch)
     return names
 
 
@@ -50,9 +50,9 @@ def test_a_stage_that_is_taken_ends_where_one_that_is_trained_ends(name, tmp_pat
     cache = tmp_path / "cache"
     execute_with(cache, first, tmp_path / "first")
     with monkeypatch.context() as patch:
-        steps = stages_trained(patch)
+        stages = stages_trained(patch)
         summary = execute_with(cache, second, tmp_path / "taken")
-    assert steps and not {"train", "train-1"} & set(steps)
+    assert stages and not {"train", "train-1"} & set(stages)
     expected = execute(second, tmp_path / "trained")
     assert_same_end(tmp_path / "taken", tmp_path / "trained", summary, expected)
 

@@ -12,7 +12,7 @@ from chanprune.channels import Bank, Copying, Expanded, count, selective_units, 
 from chanprune.errors import UserError
 from chanprune.methods import SelectiveConvolution, Setting, Step
 from chanprune.models import build
-from chanprune.pipeline.loop import TrainOptions, make_optimiser
+from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.prepare import prepare
 from tests.test_pipeline import changed, execute
 

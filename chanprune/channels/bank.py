@@ -32,6 +32,7 @@ class Bank:
     Attributes:
         plan: What is active; None: everything, with the network's own tensors in place.
         macs: Multiply-accumulates of a forward pass of what is active, for one image.
+        changes: How often other tensors were put in place, or the network was rewired.
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, optimiser: torch.optim.Optimizer):
@@ -39,6 +40,7 @@ class Bank:
         self.graph = graph
         self.optimiser = optimiser
         self.plan: Plan | None = None
+        self.changes = 0
         self.macs = executed_macs(dict(model.named_parameters()), graph)
         self._parameters = dict(model.named_parameters())
         self._tensors: State = {**self._parameters, **dict(model.named_buffers())}
@@ -56,6 +58,7 @@ class Bank:
         """
         if plan is None and self.plan is None:
             return
+        self.changes += 1
         if self.plan is None:
             self._lay_out()
         self._store(forget)
@@ -78,6 +81,7 @@ class Bank:
         at zero. They, and the copies' shifts, begin without momentum; scales and shifts of the
         norm take that of the slot they are copied from.
         """
+        self.changes += 1
         weight = self._parameter(rewiring.conv, "weight")
         weight[:, list(rewiring.released)] = 0
         for moment in self._moments_of(weight):
@@ -114,9 +118,11 @@ class Bank:
                 self.activate(plan)
 
     def _lay_out(self) -> None:
-        """Store the filters row by row, which is faster to cut than channels-last."""
+        """Store filters and moments row by row, which is faster to cut than channels-last."""
         for parameter in self._parameters.values():
             parameter.data = parameter.data.contiguous()
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                self.optimiser.state[parameter][key] = value.contiguous()
 
     @torch.no_grad()
     def _store(self, forget: bool) -> None:

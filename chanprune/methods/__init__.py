@@ -1,6 +1,14 @@
 """Methods by name: they decide which channels to keep."""
 
-from chanprune.methods.base import Conversion, Method, PruneOptions, Setting, Step, select
+from chanprune.methods.base import (
+    Conversion,
+    Method,
+    Plain,
+    PruneOptions,
+    Setting,
+    Step,
+    select,
+)
 from chanprune.methods.cucb import Cucb
 from chanprune.methods.idp import IncompleteDotProducts
 from chanprune.methods.layerwise import L1Norm, RandomOnce
@@ -12,7 +20,7 @@ from chanprune.methods.selectconv import SelectiveConvolution
 from chanprune.methods.slimming import Slimming
 
 METHODS: dict[str, type[Method]] = {
-    "none": Method,
+    "none": Plain,
     "slimming": Slimming,
     "prioritized": Prioritized,
     "idp": IncompleteDotProducts,
@@ -37,6 +45,7 @@ __all__ = [
     "LearnedGroups",
     "Method",
     "MultiFidelity",
+    "Plain",
     "Prioritized",
     "PruneOptions",
     "RandomEveryStep",

@@ -126,7 +126,7 @@ def select(scores: Mapping[str, Tensor], graph: ChannelGraph, options: PruneOpti
 
 
 class Method:
-    """Hooks that do nothing: plain training of the whole network.
+    """Hooks that do nothing.
 
     A method overrides the moments it needs. It decides which channels to keep and returns that
     decision; surgery, checks, counting and saving are done elsewhere, once.
@@ -144,6 +144,9 @@ class Method:
         after_training: Names of the method's options that its training does not look at.
         trains_as: Name that methods share whose training is the same, whatever their options.
         trains_for_pruning: Whether its training looks at how channels will be selected.
+        repeats: Whether `loss`, `after_backward` and `after_step` do the same to the same tensors
+            in every step, until channels are rewired or made active, without asking the step. They
+            are then not called for steps that a GPU replays (see `Replay`).
     """
 
     prunes = False
@@ -157,6 +160,7 @@ class Method:
     after_training: tuple[str, ...] = ()
     trains_as = ""
     trains_for_pruning = False
+    repeats = False
 
     def before_training(
         self, model: nn.Module, graph: ChannelGraph, setting: Setting
@@ -236,7 +240,7 @@ class Method:
         Args:
             graph: Channel graph of the network as it is then.
         """
-        return Method() if self.prunes else None
+        return Plain() if self.prunes else None
 
     def product(self, model: nn.Module) -> nn.Module:
         """Return the network as it is measured and stored: here the one that is trained."""
@@ -265,3 +269,9 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up where `state_dict` left off."""
+
+
+class Plain(Method):
+    """Plain training of the whole network."""
+
+    repeats = True

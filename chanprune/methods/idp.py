@@ -41,6 +41,8 @@ class IncompleteDotProducts(Leveled):
         fidelity: See `Leveled`; with the level 1 alone there is no fine-tuning.
     """
 
+    repeats = True
+
     def __init__(self, profile: Profile = "linear", **fidelity: Any):
         super().__init__(**fidelity)
         self.profile: Profile = profile
@@ -49,9 +51,9 @@ class IncompleteDotProducts(Leveled):
         self, model: nn.Module, graph: ChannelGraph, setting: Setting
     ) -> dict[str, float]:
         """Lay the coefficients on the channels, and make up for their size."""
-        factors = _factors(graph, self.profile)
-        self.coefficients = Coefficients(factors)
         tensors = dict(model.named_parameters())
+        factors = {n: f.to(tensors[n]) for n, f in _factors(graph, self.profile).items()}
+        self.coefficients = Coefficients(factors)
         with torch.no_grad():
             for name, factor in factors.items():
                 tensors[name].div_(factor.square().mean().sqrt())

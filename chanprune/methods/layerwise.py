@@ -3,6 +3,8 @@
 L1-norm filter pruning (Li et al., ICLR 2017, section 3) drops, in each layer, the filters with the
 smallest sum of absolute weights, each layer by its own weights, and fine-tunes. How much each layer
 loses is given: the paper's plans A and B come from looking at how sensitive the layers are.
+Channels behind a gather, in pre-activation networks, have no filters of their own; the columns that
+read them count instead.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ class L1Norm(Method):
     """
 
     prunes = True
+    repeats = True
     trains_as = "nothing but the loss"
     score = "L1 norm of filters"
 

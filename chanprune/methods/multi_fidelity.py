@@ -115,6 +115,7 @@ class MultiFidelity(Method):
         self.levels = tuple(sorted(levels))
         self.plans = {level: prefix_plan(graph, level) for level in levels}
         self.sandwich = sandwich
+        self.repeats = not sandwich
         self.coefficients = coefficients or Coefficients({})
         self.norms: list[nn.Module] = []
 

@@ -43,6 +43,7 @@ class Prioritized(Leveled):
     """
 
     prunes = True
+    repeats = True
 
     def __init__(
         self,

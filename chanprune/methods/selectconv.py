@@ -61,6 +61,7 @@ class SelectiveConvolution(Method):
     """
 
     prunes = True
+    repeats = True
     score = "largest share of an output's expected damage"
 
     def __init__(

@@ -70,6 +70,7 @@ class Slimming(Leveled):
     """
 
     prunes = True
+    repeats = True
 
     def __init__(
         self, sparsity_weight: float | None = None, travel: float | None = None, **fidelity: Any

@@ -109,9 +109,10 @@ class Checkpoints:
         self.model.load_state_dict(_part(tensors, "model."))
         parameters = dict(self.model.named_parameters())
         for name, value in _part(tensors, "optimiser.").items():
-            key, _, parameter = name.partition(".")
-            place = "cpu" if value.dim() == 0 else device
-            self.optimiser.state[parameters[parameter]][key] = value.to(place)
+            key, _, of = name.partition(".")
+            parameter = parameters[of]
+            like = torch.empty_like(parameter).copy_(value) if value.dim() else value.to(device)
+            self.optimiser.state[parameter][key] = like
         self.method.load_state_dict(_part(tensors, "method."))
         if facts["active"] is not None:
             self.bank.activate(Plan.from_json(facts["active"]))

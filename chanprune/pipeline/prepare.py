@@ -18,8 +18,8 @@ from chanprune.errors import UserError
 from chanprune.methods import METHODS, Method, PruneOptions, select
 from chanprune.models import architecture, build, load_weights
 from chanprune.parallel import first_before_others
-from chanprune.pipeline.loop import TrainOptions, setting_of
 from chanprune.pipeline.model_file import compact_afresh, original
+from chanprune.pipeline.optimiser import TrainOptions, setting_of
 from chanprune.pipeline.table import Row
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     model = load(options.run).eval()
     config = yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf-8"))["config"]
     dataset = data.load(seed=config["seed"], **config["dataset"])
-    batches = data.eval_batches(dataset, "train", batch_size=BATCH, device="cpu")
+    batches = data.sample_batches(dataset, batch_size=BATCH, seed=config["seed"], device="cpu")
     images = [x for x, _ in islice(batches.epoch(0), math.ceil(options.images / BATCH))]
     units, _ = selective_units(model, trace(model, dataset.info.input_shape))
     means, values = observe(model, units, images)

@@ -145,6 +145,23 @@ def test_training_batches_depend_on_seed_and_epoch_alone():
     assert not torch.equal(first, epoch(1, 3))
 
 
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_a_sample_is_shuffled_and_not_augmented(tmp_path, memory_limit):
+    """Statistics of the first images of a data set sorted by class would be those of one class."""
+    path = make_archive(tmp_path, as_zip=True)
+    options = {"root": str(path), "val_share": 0.25, "pad": 2}
+    dataset = data.load("imagefolder", seed=0, memory_limit=memory_limit, **options)
+    batches = data.sample_batches(dataset, batch_size=6, seed=0, device="cpu")
+    sample = list(batches.epoch(0))
+    whole = data.eval_batches(dataset, "train", batch_size=100, device="cpu")
+    ((images, labels),) = whole.epoch(0)
+    assert [set(own.tolist()) for _, own in sample] == [{0, 1}] * len(sample)
+    found = [(x[:, None] == images).flatten(2).all(2) for x, _ in sample]
+    places = torch.cat(found).nonzero()[:, 1]
+    assert len(places) == len(places.unique()) == 6 * len(sample)
+    assert torch.equal(labels[places], torch.cat([own for _, own in sample]))
+
+
 def test_a_training_split_smaller_than_a_batch_makes_one_batch():
     batches = data.train_batches(digits(), batch_size=5000, seed=0, device="cpu")
     assert len(batches) == 1

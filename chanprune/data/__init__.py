@@ -6,7 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from chanprune.data import digits, imagefolder
-from chanprune.data.batches import MemoryBatches, StreamBatches, eval_batches, train_batches
+from chanprune.data.batches import (
+    MemoryBatches,
+    StreamBatches,
+    eval_batches,
+    sample_batches,
+    train_batches,
+)
 from chanprune.data.dataset import Dataset, DatasetInfo, Options, SplitName
 from chanprune.data.torchvision_sets import TORCHVISION_SETS
 
@@ -53,5 +59,6 @@ __all__ = [
     "describe",
     "eval_batches",
     "load",
+    "sample_batches",
     "train_batches",
 ]

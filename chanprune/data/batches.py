@@ -58,6 +58,14 @@ def eval_batches(
     return kind(dataset, split, batch_size, device, None, part)
 
 
+def sample_batches(
+    dataset: Dataset, *, batch_size: int, seed: int, device: torch.device | str
+) -> MemoryBatches | StreamBatches:
+    """Training images as they are, shuffled, as a data set may be sorted by class."""
+    kind = StreamBatches if dataset.streams else MemoryBatches
+    return kind(dataset, "train", batch_size, device, seed, WHOLE, augments=False)
+
+
 class _Batches:
     """What both kinds share: the split, and the order of its images."""
 
@@ -69,8 +77,10 @@ class _Batches:
         device: torch.device | str,
         seed: int | None,
         part: Part,
+        augments: bool = True,
     ):
         self.dataset = dataset
+        self.augment_seed = seed if augments else None
         self.part = slice(part[0], None, part[1])
         self.source: Source = dataset.splits[split]
         self.seed = seed
@@ -105,7 +115,8 @@ class MemoryBatches(_Batches):
         )
         order = self._order(index).to(self.device)
         pad, flip = self.dataset.options.pad, self.dataset.options.flip
-        draws = _generator(self.seed, index, 1) if self.seed is not None else None
+        seed = self.augment_seed
+        draws = _generator(seed, index, 1) if seed is not None else None
         for chosen in order.split(self.batch_size):
             batch = images[chosen]
             if draws is not None:
@@ -152,7 +163,7 @@ class StreamBatches(_Batches):
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(list(self.dataset.mean), list(self.dataset.std)),
         ]
-        if self.seed is not None:
+        if self.augment_seed is not None:
             height, width = self.dataset.info.input_shape[1:]
             flips = [v2.RandomHorizontalFlip()] if options.flip else []
             crops = [v2.RandomCrop((height, width), padding=options.pad)] if options.pad else []
@@ -161,7 +172,7 @@ class StreamBatches(_Batches):
             chosen[self.part].tolist() for chosen in self._order(index).split(self.batch_size)
         ]
         loader = DataLoader(
-            _Stream(self.source, v2.Compose(steps), self.seed, index),
+            _Stream(self.source, v2.Compose(steps), self.augment_seed, index),
             batch_sampler=batches,
             num_workers=options.workers,
             pin_memory=self.device.type == "cuda",

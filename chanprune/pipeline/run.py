@@ -39,8 +39,9 @@ from chanprune.pipeline.conversion import convert
 from chanprune.pipeline.cost import Cost, in_words
 from chanprune.pipeline.files import write_json, write_text
 from chanprune.pipeline.interruption import Interruption
-from chanprune.pipeline.loop import Stage, TrainOptions, evaluate, train
+from chanprune.pipeline.loop import Stage, evaluate, train
 from chanprune.pipeline.model_file import Preprocessing, save_model
+from chanprune.pipeline.optimiser import TrainOptions
 from chanprune.pipeline.pictures import (
     draw_active_channels,
     draw_kept_channels,
@@ -343,7 +344,8 @@ class _Experiment:
     def training_images(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of about `number` training images, to estimate statistics on."""
         size = min(number, EVAL_BATCH)
-        batches = data.eval_batches(self.dataset, "train", batch_size=size, device=self.device)
+        seed = self.config["seed"]
+        batches = data.sample_batches(self.dataset, batch_size=size, seed=seed, device=self.device)
         return islice(batches.epoch(0), math.ceil(number / batches.batch_size))
 
     def estimate_statistics(self, network: Network, suffix: str) -> None:

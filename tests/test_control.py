@@ -49,6 +49,19 @@ def test_every_control_has_the_run_s_cost_and_options(folder):
             assert abs(found["macs"] / whole["macs"] - 1) < 0.1
 
 
+def test_networks_that_gather_channels_have_controls_by_norms(tmp_path):
+    """Their channels have no filters of their own; the columns that read them count."""
+    tiny = ("model=densenet40", "model.width=0.25", "dataset.image_size=16", "device=cpu")
+    options = ("train.epochs=1", "finetune.epochs=0", "prune.ratio=0.4", "dataset.share=0.3")
+    assert train(*tiny, *options, "run.dir=run", cwd=tmp_path).returncode == 0
+    swept = train("-m", "control=l1norm,uniform", "control_of=run", cwd=tmp_path)
+    assert swept.returncode == 0, swept.stderr
+    whole = summary(tmp_path / "run")
+    for path in (tmp_path / "outputs/digits").iterdir():
+        is_same = recorded(path)["prune"]["widths"] is not None
+        assert abs(summary(path)["macs"] / whole["macs"] - 1) < (1e-9 if is_same else 0.1)
+
+
 def test_scratch_trains_the_compact_network_alone_and_loads(folder):
     whole = summary(folder / "run")
     for path in (folder / "outputs/digits").glob("compact-*"):

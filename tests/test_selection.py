@@ -170,6 +170,28 @@ def test_scores_of_layers_that_make_part_of_a_group():
     torch.testing.assert_close(filter_scores(model, graph, groups)["left.0"], expected.detach())
 
 
+@pytest.mark.parametrize("name", ["preactivation", "dense"])
+def test_channels_behind_a_gather_are_scored_by_the_columns_that_read_them(name):
+    """A channel whose columns are doubled scores twice as much, and no other score changes."""
+    model = randomise(SMALL[name](), 0)
+    graph = trace(model, SMALL_SHAPE)
+    gathered = [group for group in graph.prunable("keep") if not group.producers]
+    assert gathered
+    before = filter_scores(model, graph, gathered)
+    for group in gathered:
+        number = group.start + 1
+        with torch.no_grad():
+            for tensor, axes in graph.axes().items():
+                for axis in axes[1:]:
+                    columns = torch.from_numpy(axis.channels == number)
+                    model.get_parameter(tensor)[:, columns] *= 2
+        expected = before[group.name].clone()
+        expected[1] *= 2
+        after = filter_scores(model, graph, gathered)
+        torch.testing.assert_close(after[group.name], expected)
+        before = after
+
+
 def test_the_ranking_of_scales_ignores_the_filters_size():
     """Rescaling a filter under its batch norm changes nothing (E.1, 9)."""
     model = randomise(SMALL["chain"](), 0).double().eval()

@@ -39,7 +39,8 @@ def filter_scores(
     Args:
         model: The network.
         graph: Its channel graph.
-        groups: The groups to score; those behind a gather have no filters and are left out.
+        groups: The groups to score. Those behind a gather have no filters of their own; they are
+            scored by the columns that read them, which is beyond the paper.
 
     Returns:
         Group name -> (C,) L1 norm on the CPU, summed over the filters of coupled channels.
@@ -49,7 +50,29 @@ def filter_scores(
         assert isinstance(producer.weight, Tensor)
         return producer.weight.detach().abs().flatten(1).sum(1)
 
-    return {g.name: _summed(model, graph, g, g.producers, norms) for g in groups if g.producers}
+    return {
+        group.name: _summed(model, graph, group, group.producers, norms)
+        if group.producers
+        else _column_norms(model, graph, group)
+        for group in groups
+    }
+
+
+def _column_norms(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> Tensor:
+    """Sum the |weights| (C,) of the columns that read a group's channels."""
+    total = torch.zeros(group.size, dtype=next(model.parameters()).dtype)
+    for layer in graph.layers.values():
+        numbers = torch.from_numpy(layer.inputs - group.start)
+        own = (numbers >= 0) & (numbers < group.size)
+        if layer.kind not in ("conv", "linear") or not own.any():
+            continue
+        weight = model.get_submodule(layer.name).weight
+        assert isinstance(weight, Tensor)
+        blocks = len(numbers) if layer.depthwise else layer.blocks
+        by_block = weight.detach().abs().cpu().reshape(blocks, -1, *weight.shape[1:])
+        columns = by_block.flatten(3).sum((1, 3)) if by_block.dim() > 3 else by_block.sum(1)
+        total.index_add_(0, numbers[own], columns.flatten()[own].to(total.dtype))
+    return total
 
 
 def _summed(

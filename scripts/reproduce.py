@@ -34,7 +34,7 @@ from chanprune.data.imagefolder import EXTENSIONS, Archive
 from chanprune.errors import RunError, UserError, one_line
 from chanprune.methods import METHODS, PruneOptions, Setting
 from chanprune.models import architecture, build
-from chanprune.pipeline.loop import TrainOptions, make_optimiser, setting_of
+from chanprune.pipeline.optimiser import TrainOptions, make_optimiser, setting_of
 from chanprune.published import COLUMNS, Row, Table, bounds, like, read, verdict
 from chanprune.train import place
 
@@ -360,7 +360,8 @@ class Job:
                 f"weight of {LARGEST_WEIGHT:g}, whichever is less (with Adam: at its weight)"
             )
         beside = [*(self.table.smoke if scale == "smoke" else ()), *self.options.overrides]
-        return "\n".join([*lines, *([" ".join(beside)] if beside else [])])
+        latest = {option.partition("=")[0]: option for option in beside}
+        return "\n".join([*lines, *([" ".join(latest.values())] if latest else [])])
 
     def results(self, form: str = "simple") -> str:
         """Return ours beside the paper's, the accuracies of all stages, and what is known."""

@@ -104,10 +104,11 @@ def select_global(
     names = list(scores)
     at_floor = [names[g] for g in stopped]
     if wanted - removed >= max(units.size.tolist(), default=1):
+        others = f" and {len(at_floor) - 3} more" if len(at_floor) > 3 else ""
         raise ValueError(
             f"prune.ratio={ratio} asks for {wanted} of {total} channels, but the floors leave only "
-            f"{removed} to drop; at their floor: {', '.join(at_floor)}; lower the ratio, "
-            f"prune.min_channels or prune.min_share, or raise prune.max_share"
+            f"{removed} to drop; at their floor: {', '.join(at_floor[:3])}{others}; lower the "
+            f"ratio, prune.min_channels or prune.min_share, or raise prune.max_share"
         )
     goes = np.zeros(len(units.size), dtype=bool)
     goes[taken] = True

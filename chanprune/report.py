@@ -222,7 +222,10 @@ def group(found: Sequence[Run]) -> list[Row]:
         values = [f"{k}={_as_given(flat[key][k])}" for k in telling[key]]
         labels = [flat[key][k] for k in NAMED if flat[key].get(k)]
         of = [f"of [{said.get(label, label)}]" for label in labels]
-        rows.append(Row(" ".join([*_names(flat[key]), *of, *values]), runs))
+        dataset, model, method = _names(flat[key])
+        whole = next(iter(runs.values())).network["name"]
+        network = model if model == whole else f"{model}-{whole}"
+        rows.append(Row(" ".join([dataset, network, method, *of, *values]), runs))
     return rows
 
 

@@ -129,12 +129,12 @@ def test_controls_of_several_seeds_are_one_row(tmp_path):
         path.write_text(yaml.safe_dump(record))
     found = lines(tmp_path)
     assert {name: row["n"] for name, row in found.items()} == {
-        "digits compact none of [slimming]": "3",
+        "digits compact-vgg11 none of [slimming]": "3",
         "digits vgg11 none": "3",
         "digits vgg11 random of [slimming]": "3",
         "digits vgg11 slimming": "3",
     }
-    assert found["digits compact none of [slimming]"]["difference"].startswith("+4.00 ±")
+    assert found["digits compact-vgg11 none of [slimming]"]["difference"].startswith("+4.00 ±")
 
 
 def test_controls_of_two_methods_are_not_told_apart_by_their_recipes(tmp_path):

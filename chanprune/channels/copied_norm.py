@@ -26,7 +26,7 @@ def normalise_with_copies(norm: Any, images: Tensor) -> Tensor:
     copies = norm.copies
     running = norm.running_mean, norm.running_var
     of_copies = [statistic.index_select(0, copies) for statistic in running]
-    route = norm.moved_by(), norm.index.index_select(0, copies), copies
+    route = norm.shift, norm.index.index_select(0, copies), copies
     how = norm.training, share, norm.eps
     output: Tensor = _Normalise.apply(
         images, norm.weight, norm.bias, *route, running, of_copies, how
@@ -41,7 +41,9 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, *others: Any) -> Tensor:
         shift, sources, copies, running, of_copies, how = others
-        moved, (corners, *moved_from) = move(images, sources, shift)
+        ctx.has_idle = len(shift) > len(copies)
+        moved_by = shift.index_select(0, copies) if ctx.has_idle else shift
+        moved, (corners, *moved_from) = move(images, sources, moved_by)
         own = weight.index_select(0, copies), bias.index_select(0, copies)
         values, made_of = rowwise_norm.normalise(moved, *own, of_copies, how)
         rest = weight.index_fill(0, copies, 0)
@@ -71,6 +73,9 @@ class _Normalise(torch.autograd.Function):
             )
         of_images, of_weight, of_bias = of_whole
         add_corners(of_images, corners, of_corners)
+        of_shift = of_shift.to(of_weight.dtype)
+        if ctx.has_idle:
+            of_shift = of_shift.new_zeros(len(of_weight), 2).index_copy_(0, copies, of_shift)
         of_weight.index_copy_(0, copies, own[0])
         of_bias.index_copy_(0, copies, own[1])
-        return of_images, of_weight, of_bias, of_shift.to(of_weight.dtype), *[None] * 5
+        return of_images, of_weight, of_bias, of_shift, *[None] * 5

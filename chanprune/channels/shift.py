@@ -129,7 +129,7 @@ def _taps(shift: Tensor, sources: Tensor, images: Tensor) -> tuple[Tensor, Tenso
     places = steps[:, None, None] + whole.long()
     columns = places[: width + 1, 0].clamp_(0, width - 1).mul_(channels).add_(sources)
     rows = places[: height + 1, 1].clamp_(0, height - 1).mul_(width * channels)
-    return (along(rows, width + 1) + columns.flatten()).flatten(), x[: width * len(sources)], y
+    return (rows[:, None] + columns).flatten(), x[: width * len(sources)], y
 
 
 def _left_and_right(rows: Tensor, channels: int) -> tuple[Tensor, Tensor]:

@@ -49,10 +49,8 @@ class Updates:
         model = bank.model
         self._forward = cast(nn.Module, torch.compile(model)) if options.compile else model
         is_on_gpu = next(model.parameters()).device.type == "cuda"
-        is_alone = ranks.count() == 1
-        self.replay = (
-            Replay(self._update, say) if is_on_gpu and is_alone and method.repeats else None
-        )
+        replays = method.repeats and is_on_gpu and ranks.count() == 1 and not options.compile
+        self.replay = Replay(self._update, say) if replays else None
 
     def do(
         self, step: Step, images: Tensor, labels: Tensor, cost: Cost, *, watch: bool = False

@@ -41,6 +41,7 @@ from chanprune.train import place
 PUBLISHED = Path(__file__).resolve().parents[1] / "docs" / "published.yaml"
 SHARE = {"full": 1.0, "gpu-hour": 0.25, "smoke": 0.02}  # of the epochs of every stage
 LARGEST_WEIGHT = 0.01  # of a sparsity penalty; beyond, every scale vanishes
+SMOKE_THRESHOLD = 0.03  # of selective convolution; under its 0.001 nothing falls in so few steps
 MEASURED_FOR = 1.0  # seconds of a time measurement
 TRAIN = "python -m chanprune.train"
 TRAINED = "decided by training"
@@ -186,6 +187,8 @@ class Job:
         epochs = {stage: full[stage]["epochs"] for stage in ("train", "finetune")}
         short = [f"{s}.epochs={max(1, round(share * n))}" for s, n in epochs.items() if n]
         smoke = list(self.table.smoke) if self.options.scale == "smoke" else []
+        if smoke and full["method"]["name"] == "selectconv":
+            smoke.append(f"method.threshold={SMOKE_THRESHOLD:g}")
         return [*smoke, *short, *self._same_travel(row, full, [*smoke, *short])]
 
     def _same_travel(self, row: Row, full: Mapping[str, Any], short: list[str]) -> list[str]:
@@ -357,7 +360,8 @@ class Job:
         if share < 1:
             lines.append(
                 f"scale {scale}: {share:.0%} of the epochs, at the recipe's travel or a sparsity "
-                f"weight of {LARGEST_WEIGHT:g}, whichever is less (with Adam: at its weight)"
+                f"weight of {LARGEST_WEIGHT:g}, whichever is less (with Adam: at its weight; "
+                f"selective convolution, in a smoke run, at a threshold of {SMOKE_THRESHOLD:g})"
             )
         beside = [*(self.table.smoke if scale == "smoke" else ()), *self.options.overrides]
         latest = {option.partition("=")[0]: option for option in beside}

@@ -2,18 +2,31 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file
 
 import chanprune
-from chanprune.channels import Bank, Copying, Expanded, count, selective_units, trace, wiring
+from chanprune.channels import (
+    Bank,
+    Copying,
+    Expanded,
+    Plan,
+    allow_copies,
+    compact,
+    count,
+    selective_units,
+    trace,
+    wiring,
+)
 from chanprune.errors import UserError
 from chanprune.methods import SelectiveConvolution, Setting, Step
 from chanprune.models import build
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.prepare import prepare
+from tests.networks import randomise
 from tests.test_pipeline import changed, execute
 
 SMALL = {"name": "preresnet29", "width": 0.125, "shortcut": "zero_pad", "downsample": "pool"}
@@ -205,3 +218,25 @@ def test_a_schedule_that_is_too_short_for_the_threshold_is_pointed_out():
     chosen, _ = prepared(threshold=1e-5)
     assert "releases hardly anything" in chosen.advice
     assert "hardly" not in prepared(threshold=0.5)[0].advice
+
+
+def test_unread_outputs_of_a_grouped_convolution_go_evenly():
+    """Its blocks must stay equally wide, whatever of them is still read through copies."""
+    model = randomise(
+        build("preresnext29", num_classes=5, in_channels=3, image_size=16, width=0.25), 0
+    )
+    for unit in selective_units(model, trace(model, (3, 16, 16)))[0]:
+        norm = model.get_submodule(unit.norm)
+        first_of_blocks = torch.arange(0, norm.num_features, norm.num_features // 8)
+        released = torch.cat([first_of_blocks, torch.tensor([1])])
+        allow_copies(norm).read_copies(released, torch.full_like(released, 2))
+    graph = trace(model, (3, 16, 16))
+    left = graph.unread(Plan({}))
+    grouped = {name: kept for name, kept in left.items() if graph.groups[name].blocks > 1}
+    assert grouped
+    for name, kept in grouped.items():
+        group = graph.groups[name]
+        width = group.size // group.blocks
+        counts = np.bincount(np.array(kept) // width, minlength=group.blocks)
+        assert set(counts) == {width - 1}
+    assert compact(model, graph, Plan(left)).max_error <= 1e-9

@@ -228,14 +228,16 @@ class ChannelGraph:
             plan: What else is kept.
 
         Returns:
-            Group name -> channels that something reads, where that is not all of them.
+            Group name -> channels that something reads, where that is not all of them; with some
+            that nothing reads where the blocks of a grouped convolution must stay equally wide.
         """
         read = self._read(self.kept_mask(plan))
-        return {
-            name: np.flatnonzero(read[group.start : group.start + group.size]).tolist()
-            for name, group in self.groups.items()
-            if group.is_stream and not read[group.start : group.start + group.size].all()
-        }
+        found = {}
+        for name, group in self.groups.items():
+            left = _evenly(read[group.start : group.start + group.size], group.blocks)
+            if group.is_stream and not left.all():
+                found[name] = np.flatnonzero(left).tolist()
+        return found
 
     def _read(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Return (num_channels,) True where a layer that stays reads the channel."""
@@ -329,3 +331,13 @@ def _check_kept(group: ChannelGroup, kept: tuple[int, ...]) -> None:
             f"the channel group {group.name!r} meets a convolution with {group.blocks} groups, "
             f"each of which must keep equally many channels; the plan keeps {per_block.tolist()}"
         )
+
+
+def _evenly(left: npt.NDArray[np.bool_], blocks: int) -> npt.NDArray[np.bool_]:
+    """Add to what is left (C,) the first others, until all blocks have as much as the fullest."""
+    by_block = left.reshape(blocks, -1)
+    width = by_block.sum(1).max()
+    chosen = np.argsort(~by_block, axis=1, kind="stable")[:, :width]
+    even = np.zeros_like(by_block)
+    np.put_along_axis(even, chosen, True, axis=1)
+    return even.reshape(-1)

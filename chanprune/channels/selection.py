@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,10 +104,9 @@ def select_global(
     names = list(scores)
     at_floor = [names[g] for g in stopped]
     if wanted - removed >= max(units.size.tolist(), default=1):
-        others = f" and {len(at_floor) - 3} more" if len(at_floor) > 3 else ""
         raise ValueError(
             f"prune.ratio={ratio} asks for {wanted} of {total} channels, but the floors leave only "
-            f"{removed} to drop; at their floor: {', '.join(at_floor[:3])}{others}; lower the "
+            f"{removed} to drop; at their floor: {first_of(at_floor)}; lower the "
             f"ratio, prune.min_channels or prune.min_share, or raise prune.max_share"
         )
     goes = np.zeros(len(units.size), dtype=bool)
@@ -274,3 +273,9 @@ def _take_lowest(
             budget -= size
             taken.append(unit)
     return np.array(taken, dtype=np.int64), list(stopped)
+
+
+def first_of(names: Sequence[str]) -> str:
+    """List the first three of some names, and how many more there are."""
+    others = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + others

@@ -34,6 +34,7 @@ from chanprune.channels import (
     selective_units,
 )
 from chanprune.channels.damage import shares
+from chanprune.channels.selection import first_of
 from chanprune.errors import UserError
 from chanprune.methods.allocation import copies_for, released
 from chanprune.methods.base import Method, PruneOptions, Setting, Step
@@ -300,8 +301,5 @@ def _left_alone(others: dict[str, str]) -> str:
     by_reason: dict[str, list[str]] = {}
     for name, reason in others.items():
         by_reason.setdefault(reason, []).append(name)
-    listed = [
-        f"{reason}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
-        for reason, names in by_reason.items()
-    ]
+    listed = [f"{reason}: {first_of(names)}" for reason, names in by_reason.items()]
     return f"left alone: {'; '.join(listed)}." if listed else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -47,6 +48,7 @@ class Training:
         self.updates = Updates(bank, trained_by, method, options, Interruption(), self.said.append)
         self.device = device
         self.draws = torch.Generator().manual_seed(1)
+        self.copying = iter([n for n, m in self.model.named_modules() if isinstance(m, Copying)])
 
     def batch(self):
         images = torch.randn(8, *SHAPE, generator=self.draws)
@@ -57,10 +59,8 @@ class Training:
         return self.updates.do(Step(index, 0, lr, index / 100), *self.batch(), Cost())[0]
 
     def change(self):
-        """Let the first norm that may have copies have two, and put a plan in place."""
-        copying = (n for n, m in self.model.named_modules() if isinstance(m, Copying))
-        name = next(copying, None)
-        if name is not None:
+        """Let one more norm that may have copies have two, and put a plan in place."""
+        for name in islice(self.copying, 1):
             shifts = torch.tensor([[0.3, -1.2], [-0.6, 0.4]])
             conv = next(u.conv for u in self.updates.method.units if u.norm == name)
             copies = Copies([1, 2], [0, 0], [0, 0], shifts)
@@ -106,6 +106,17 @@ def test_methods_that_choose_anew_at_every_step_do_not_repeat():
     assert not MultiFidelity(graph, (0.5, 1.0), sandwich=True).repeats
 
 
+def test_fused_sgd_goes_on_when_another_layer_begins_to_have_a_gradient():
+    training = Training("selectconv")
+    for group in training.updates.optimiser.param_groups:
+        group["fused"] = True
+    for index in range(3):
+        assert training.step(index, 0.02).isfinite()
+        training.change()
+    shifts = [m.shift for m in training.model.modules() if isinstance(m, Copying)]
+    assert sum(shift.grad is not None for shift in shifts) > 1
+
+
 @on_a_gpu
 @pytest.mark.parametrize("name", [*REPEATING, "levels"])
 @pytest.mark.parametrize("optimiser, lr", [("sgd", 0.02), ("adam", 1e-3)])
@@ -118,7 +129,7 @@ def test_a_replay_trains_as_the_steps_do(name, optimiser, lr):
             training.updates.replay = None
         losses = []
         for index in range(5 * STEPS_BEFORE):
-            if index == 2 * STEPS_BEFORE:
+            if index in (2 * STEPS_BEFORE, 3 * STEPS_BEFORE - 1):
                 training.change()
             if index == 3 * STEPS_BEFORE:
                 with training.updates.bank.whole():

@@ -66,6 +66,9 @@ def make_optimiser(
 ) -> torch.optim.Optimizer:
     """Make the optimiser, with one parameter group each for weights, batch norms, and biases.
 
+    Momentum is there from the start, at zero, also of what has no gradient yet: PyTorch's fused SGD
+    takes either none of a parameter group or all.
+
     Args:
         model: The network.
         options: How it trains.
@@ -90,7 +93,10 @@ def make_optimiser(
         return torch.optim.Adam(groups, lr=lr, fused=fused, capturable=fused)
     nesterov = options.nesterov and options.momentum > 0
     momentum = options.momentum
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
+    sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
+    for parameter in model.parameters() if momentum else ():
+        sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:

@@ -37,16 +37,21 @@ class PruneReport:
     def lines(self) -> list[str]:
         """Return the lines for the terminal."""
         selection = self.selection
-        exact = [name for name, absorbed in self.absorbed.items() if absorbed.exact]
-        border = max((a.border_error for a in self.absorbed.values()), default=0.0)
-        spread = max((a.spread for a in self.absorbed.values()), default=0.0)
+        has_threshold = not math.isnan(selection.threshold)
+        threshold = f", threshold {selection.threshold:.3g}" if has_threshold else ""
         lines = [
-            f"prune: {selection.removed} of {selection.total} channels go, "
-            f"threshold {selection.threshold:.3g}; compact == masked to {self.max_error:.1g}",
-            f"  constants of dropped channels: exact in {len(exact)} of {len(self.absorbed)} "
-            f"groups; elsewhere off by at most {border:.2g} at the border, and the channels "
-            f"still varied by {spread:.2g}",
+            f"prune: {selection.removed} of {selection.total} channels go{threshold}; "
+            f"compact == masked to {self.max_error:.1g}"
         ]
+        if self.absorbed:
+            exact = [name for name, absorbed in self.absorbed.items() if absorbed.exact]
+            border = max(absorbed.border_error for absorbed in self.absorbed.values())
+            spread = max(absorbed.spread for absorbed in self.absorbed.values())
+            lines.append(
+                f"  constants of dropped channels: exact in {len(exact)} of {len(self.absorbed)} "
+                f"groups; elsewhere off by at most {border:.2g} at the border, and the channels "
+                f"still varied by {spread:.2g}"
+            )
         emptied = [name for name, kept in selection.kept.items() if not kept]
         if emptied:
             lines.append(

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from safetensors.torch import load_file
+from torch import nn
 
 import chanprune
 from chanprune.channels import (
@@ -202,6 +204,24 @@ def test_networks_of_torchvision_are_selective(name, units):
     convs = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
     assert len(found) == units
     assert {unit.conv for unit in found} | others.keys() == set(convs) and all(others.values())
+
+
+@pytest.mark.parametrize("relu", [torch.relu, torch.relu_, F.relu, nn.ReLU()])
+def test_every_relu_is_known(relu):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.relu = relu if isinstance(relu, nn.Module) else None
+            self.second, self.linear = nn.Conv2d(4, 5, 3), nn.Linear(5, 2)
+
+        def forward(self, x):
+            x = (self.relu or relu)(self.norm(self.first(x)))
+            return self.linear(self.second(x).mean((2, 3)))
+
+    model = Net()
+    units, _ = selective_units(model, trace(model, (3, 8, 8)))
+    assert [unit.conv for unit in units] == ["second"]
 
 
 def test_a_network_without_selective_convolutions_is_refused():

@@ -15,7 +15,7 @@ from torch import fx, nn
 from chanprune.channels.copies import Copying
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
 
-RELU_FUNCTIONS = (torch.relu, F.relu, "relu", "relu_")
+RELU_FUNCTIONS = (torch.relu, torch.relu_, F.relu, "relu", "relu_")
 PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 PASSING_FUNCTIONS = (F.dropout, F.dropout2d, "contiguous")
 

@@ -187,9 +187,12 @@ class Job:
         epochs = {stage: full[stage]["epochs"] for stage in ("train", "finetune")}
         short = [f"{s}.epochs={max(1, round(share * n))}" for s, n in epochs.items() if n]
         smoke = list(self.table.smoke) if self.options.scale == "smoke" else []
-        if smoke and full["method"]["name"] == "selectconv":
+        if smoke and self._is_selective(row):
             smoke.append(f"method.threshold={SMOKE_THRESHOLD:g}")
         return [*smoke, *short, *self._same_travel(row, full, [*smoke, *short])]
+
+    def _is_selective(self, row: Row) -> bool:
+        return bool(self.compose(row.command())["method"]["name"] == "selectconv")
 
     def _same_travel(self, row: Row, full: Mapping[str, Any], short: list[str]) -> list[str]:
         weight = full["method"].get("sparsity_weight")
@@ -358,10 +361,13 @@ class Job:
         lines = [self.table.title, self.table.source]
         share, scale = SHARE[self.options.scale], self.options.scale
         if share < 1:
+            rows = self.table.rows.values()
+            is_selective = scale == "smoke" and any(map(self._is_selective, rows))
+            threshold = f"; selective convolution: at a threshold of {SMOKE_THRESHOLD:g}"
             lines.append(
                 f"scale {scale}: {share:.0%} of the epochs, at the recipe's travel or a sparsity "
-                f"weight of {LARGEST_WEIGHT:g}, whichever is less (with Adam: at its weight; "
-                f"selective convolution, in a smoke run, at a threshold of {SMOKE_THRESHOLD:g})"
+                f"weight of {LARGEST_WEIGHT:g}, whichever is less (with Adam: at its weight"
+                f"{threshold if is_selective else ''})"
             )
         beside = [*(self.table.smoke if scale == "smoke" else ()), *self.options.overrides]
         latest = {option.partition("=")[0]: option for option in beside}
@@ -410,7 +416,8 @@ class Job:
         """Tell whether the network or the images are not the experiment's."""
         row = self.table.rows[row.of] if row.of else row
         full, own = self.compose(row.command()), self.config(row)
-        images = [(each["dataset"]["name"], each["dataset"]["share"]) for each in (full, own)]
+        keys = ("name", "share", "image_size")
+        images = [[each["dataset"][key] for key in keys] for each in (full, own)]
         return full["model"] != own["model"] or images[0] != images[1]
 
     def measured(self, row: Row) -> list[dict[str, float]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -310,3 +311,20 @@ def test_the_wheel_carries_the_configuration(tmp_path):
     )
     assert asked.returncode == 0, asked.stderr
     assert json.loads(asked.stdout)["params"] == 20_033_866
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
+def test_a_compiled_network_trains(tmp_path):
+    asked = train(*TINY, "train.compile=true", "run.dir=run", cwd=tmp_path)
+    assert asked.returncode == 0, asked.stderr
+    assert "fine-tuned" in asked.stdout and "MiB" not in asked.stdout
+    assert chanprune.load(tmp_path / "run").training is False
+
+
+def test_without_a_compiler_a_run_that_needs_one_ends_in_one_line(tmp_path):
+    nothing = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    asked = train(*TINY, "train.compile=true", "run.dir=run", cwd=tmp_path, **nothing)
+    assert asked.returncode == 3
+    last = asked.stderr.splitlines()[-1]
+    assert last.startswith("chanprune: error: PyTorch cannot compile the network")
+    assert "Traceback" not in asked.stderr

@@ -90,7 +90,10 @@ def in_words(costs: Iterable[Cost], whole: Cost) -> str:
     seconds = sum(cost.seconds for cost in every)
     held = max(cost.activation_bytes for cost in every) / 2**20
     most = whole.activation_bytes / 2**20
+    told = f"Training executed {macs:.3g} MACs{share} in {seconds:.0f} s"
+    if not held:
+        return f"{told}."
     return (
-        f"Training executed {macs:.3g} MACs{share} in {seconds:.0f} s; a step kept at most "
-        f"{held:.1f} MiB for its backward pass (the whole network's: {most:.1f} MiB)."
+        f"{told}; a step kept at most {held:.1f} MiB for its backward pass (the whole network's: "
+        f"{most:.1f} MiB)."
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from chanprune import ranks
 from chanprune.channels import Bank
+from chanprune.errors import RunError
 from chanprune.methods import Method, Step
 from chanprune.parallel import average_gradients, check_equal, hash_of
 from chanprune.pipeline.cost import Cost
@@ -66,6 +67,9 @@ class Updates:
 
         Returns:
             The loss, and the share of images that were classified correctly.
+
+        Raises:
+            RunError: The network is to be compiled, and PyTorch cannot.
         """
         method = self.method
         for rewiring in method.rewirings(step):
@@ -79,7 +83,9 @@ class Updates:
         set_lr(self.optimiser, step.lr)
         method.before_step(step)
         self._step = step
-        if watch and not self.options.compile:
+        if self.options.compile:
+            loss, hits = self._update_compiled(images, labels)
+        elif watch:
             with cost.watch(self.bank.model):
                 loss, hits = self._update(images, labels)
         else:
@@ -92,6 +98,16 @@ class Updates:
         if ranks.count() > 1:
             return self._others_stop
         return self._interruption.requested is not None
+
+    def _update_compiled(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return self._update(images, labels)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(
+                f"PyTorch cannot compile the network: {reason}; train.compile=false and "
+                "finetune.compile=false train without, a C++ compiler may be what is missing"
+            ) from error
 
     def _update(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Forward, backward, update, with the method's hooks in between; return loss and hits."""

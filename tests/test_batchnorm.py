@@ -56,6 +56,22 @@ def test_rowwise_batch_norm_is_batch_norm(channels, gathers, momentum):
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("gathers", [False, True])
+def test_bfloat16_is_normalised_in_one_thread_and_as_in_two(gathers):
+    norm = randomise(nn.BatchNorm2d(13), 0)
+    images = random(4, 13 + 5 * gathers, 6, 5, seed=1).bfloat16()
+    if gathers:
+        read(norm, torch.randperm(18)[:13])
+    towards = random(4, 13, 6, 5, seed=2).bfloat16()
+    expected = trained(norm, images, towards)
+    with rowwise_batch_norms(nn.Sequential(norm)):
+        found = trained(norm, images, towards)
+    assert torch.get_num_threads() == 2
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == theirs.dtype
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-2)
+
+
 def test_its_gradients_are_those_of_finite_differences():
     images, weight, bias = random(2, 3, 4, 3, seed=0), random(3, seed=1), random(3, seed=2)
     assert is_faster(images, weight)

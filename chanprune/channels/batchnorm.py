@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from chanprune.channels import operations as ops
 from chanprune.channels.copies import Copying
 from chanprune.channels.gathered import Gathered
-from chanprune.channels.rowwise_norm import batch_norm, counted_batch, is_faster
+from chanprune.channels.rowwise_norm import (
+    batch_norm,
+    counted_batch,
+    is_faster,
+    is_faster_alone,
+)
 
 
 def rowwise_batch_norms(model: nn.Module) -> AbstractContextManager[None]:
@@ -47,7 +52,8 @@ def _normalise(norm: Any, images: Tensor) -> Tensor:
         return Copying.forward(norm, images)
     if isinstance(norm, Gathered):
         images = norm.gathered(images)
-    if not (norm.training and is_faster(images, norm.weight)):
+    is_slow = is_faster(images, norm.weight) or is_faster_alone(images)
+    if not (norm.training and is_slow):
         return nn.BatchNorm2d.forward(norm, images)
     running = norm.running_mean, norm.running_var
     return batch_norm(images, norm.weight, norm.bias, running, counted_batch(norm), norm.eps)

@@ -47,15 +47,9 @@ class _Normalise(torch.autograd.Function):
         own = weight.index_select(0, copies), bias.index_select(0, copies)
         values, made_of = rowwise_norm.normalise(moved, *own, of_copies, how)
         rest = weight.index_fill(0, copies, 0)
-        ctx.is_rowwise = rowwise_norm.is_faster(images, weight)
-        if ctx.is_rowwise:
-            output, whole = rowwise_norm.normalise(images, rest, bias, running, how)
-        else:
-            output, *saved = torch.native_batch_norm(images, rest, bias, *running, *how)
-            whole = images, rest, *saved
+        output, whole = rowwise_norm.normalise_fast(ctx, images, rest, bias, running, how)
         replace(output, copies, values)
         ctx.save_for_backward(copies, corners, *made_of, *moved_from, *whole)
-        ctx.running, ctx.training, ctx.eps = running, how[0], how[2]
         return output
 
     @staticmethod
@@ -64,14 +58,7 @@ class _Normalise(torch.autograd.Function):
         made_of, moved_from, whole = saved[:4], saved[4:8], saved[8:]
         of_moved, *own = rowwise_norm.gradients(select(grad, copies), ctx.training, *made_of)
         of_corners, of_shift = gradients(of_moved, *moved_from)
-        if ctx.is_rowwise:
-            of_whole = rowwise_norm.gradients(grad, ctx.training, *whole)
-        else:
-            images, rest, *statistics = whole
-            of_whole = torch.ops.aten.native_batch_norm_backward(
-                grad, images, rest, *ctx.running, *statistics, ctx.training, ctx.eps, [True] * 3
-            )
-        of_images, of_weight, of_bias = of_whole
+        of_images, of_weight, of_bias = rowwise_norm.gradients_fast(ctx, grad, whole)
         add_corners(of_images, corners, of_corners)
         of_shift = of_shift.to(of_weight.dtype)
         if ctx.has_idle:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chanprune.channels import Copies, allow_copies, batchnorm, rowwise_batch_norms
 from chanprune.channels.gathered import read
@@ -26,6 +27,19 @@ def random(*shape, seed):
     draws = torch.Generator().manual_seed(seed)
     images = torch.randn(shape, generator=draws, dtype=torch.float64)
     return images.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else images
+
+
+class Threads(TorchDispatchMode):
+    """Notes in how many threads PyTorch's batch norm runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "batch_norm" in str(func):
+            self.seen.append(torch.get_num_threads())
+        return func(*args, **(kwargs or {}))
 
 
 def trained(norm, images, towards):
@@ -64,8 +78,9 @@ def test_bfloat16_is_normalised_in_one_thread_and_as_in_two(gathers):
         read(norm, torch.randperm(18)[:13])
     towards = random(4, 13, 6, 5, seed=2).bfloat16()
     expected = trained(norm, images, towards)
-    with rowwise_batch_norms(nn.Sequential(norm)):
+    with rowwise_batch_norms(nn.Sequential(norm)), Threads() as threads:
         found = trained(norm, images, towards)
+    assert threads.seen == [1, 1], "forward and backward"
     assert torch.get_num_threads() == 2
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.dtype == theirs.dtype
@@ -141,7 +156,7 @@ def test_training_has_them_and_gives_what_it_gives_without(tmp_path, monkeypatch
     monkeypatch.setattr(batchnorm, "batch_norm", lambda *args: calls.append(1) or own(*args))
     with_them = execute(config, tmp_path / "rows")["stages"]
     assert calls
-    monkeypatch.setattr(batchnorm, "is_faster", lambda *_: False)
+    monkeypatch.setattr(batchnorm, "is_slow", lambda *_: False)
     without = execute(config, tmp_path / "pixels")["stages"]
     for mine, theirs in zip(with_them, without, strict=True):
         assert mine["test_accuracy"] == pytest.approx(theirs["test_accuracy"], abs=0.02)

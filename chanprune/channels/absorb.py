@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from chanprune.channels import operations as ops
@@ -256,7 +255,7 @@ class _Constants(fx.Interpreter):
     def _is_relu(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return isinstance(self.fetch_attr(str(node.target)), nn.ReLU)
-        return node.target in ("relu", "relu_", torch.relu, F.relu, F.relu_)
+        return node.target in ops.RELUS
 
 
 def _slope(norm: nn.Module) -> Tensor:

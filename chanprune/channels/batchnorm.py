@@ -13,12 +13,7 @@ from torch import Tensor, nn
 from chanprune.channels import operations as ops
 from chanprune.channels.copies import Copying
 from chanprune.channels.gathered import Gathered
-from chanprune.channels.rowwise_norm import (
-    batch_norm,
-    counted_batch,
-    is_faster,
-    is_faster_alone,
-)
+from chanprune.channels.rowwise_norm import batch_norm, counted_batch, is_slow
 
 
 def rowwise_batch_norms(model: nn.Module) -> AbstractContextManager[None]:
@@ -52,8 +47,7 @@ def _normalise(norm: Any, images: Tensor) -> Tensor:
         return Copying.forward(norm, images)
     if isinstance(norm, Gathered):
         images = norm.gathered(images)
-    is_slow = is_faster(images, norm.weight) or is_faster_alone(images)
-    if not (norm.training and is_slow):
+    if not (norm.training and is_slow(images, norm.weight)):
         return nn.BatchNorm2d.forward(norm, images)
     running = norm.running_mean, norm.running_var
     return batch_norm(images, norm.weight, norm.bias, running, counted_batch(norm), norm.eps)

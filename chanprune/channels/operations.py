@@ -108,6 +108,8 @@ CHANNELWISE_METHODS = frozenset(
     }
 )
 
+_RELUS: list[Any] = [torch.relu, torch.relu_, F.relu, "relu", "relu_"]
+RELUS = frozenset(_RELUS)
 _GATES: list[Any] = [torch.sigmoid, F.sigmoid, F.softplus, F.hardsigmoid]
 GATES = frozenset([*_GATES, "sigmoid", "sigmoid_"])
 _WHOLE: list[Any] = [torch.softmax, F.softmax, F.log_softmax]

@@ -43,6 +43,11 @@ def is_faster_alone(images: Tensor) -> bool:
     )
 
 
+def is_slow(images: Tensor, weight: Tensor) -> bool:
+    """Tell whether `batch_norm` is faster in training than PyTorch's own as it is."""
+    return is_faster(images, weight) or is_faster_alone(images)
+
+
 @contextmanager
 def _alone(is_faster: bool) -> Iterator[None]:
     """Use one thread for a while, if that is faster."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from chanprune.channels import operations as ops
 from chanprune.channels.copies import Copying
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
 
-RELU_FUNCTIONS = (torch.relu, torch.relu_, F.relu, "relu", "relu_")
 PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 PASSING_FUNCTIONS = (F.dropout, F.dropout2d, "contiguous")
 
@@ -89,7 +88,7 @@ def _norm_in_front(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | st
         if len(node.users) > 1:
             return "others read its input as well"
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, nn.ReLU) or node.target in RELU_FUNCTIONS:
+        if isinstance(module, nn.ReLU) or node.target in ops.RELUS:
             if activated:
                 return "two activations stand in front of it"
             activated = True

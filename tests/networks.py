@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torchvision.models as tv
 from torch import Tensor, nn
@@ -222,3 +224,12 @@ def random_plan(graph: ChannelGraph, seed: int) -> Plan:
         ]
         kept[group.name] = np.sort(np.concatenate(chosen)).tolist()
     return Plan(kept)
+
+
+def but_slow(cases: Iterable[Any], *slow: Any) -> list[Any]:
+    """Return the cases of a test, each a value or a tuple, some of them marked as slow."""
+    parameters = []
+    for case in cases:
+        values = case if isinstance(case, tuple) else (case,)
+        parameters.append(pytest.param(*values, marks=pytest.mark.slow if case in slow else ()))
+    return parameters

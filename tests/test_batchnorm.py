@@ -144,6 +144,7 @@ def test_only_pytorchs_own_batch_norms_with_statistics_are_touched():
         assert not any("forward" in vars(norm) for norm in others)
 
 
+@pytest.mark.slow
 def test_training_has_them_and_gives_what_it_gives_without(tmp_path, monkeypatch):
     config = changed(
         model={"name": "preresnet29", "width": 0.125},

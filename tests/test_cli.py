@@ -314,6 +314,7 @@ def test_the_wheel_carries_the_configuration(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
+@pytest.mark.slow
 def test_a_compiled_network_trains(tmp_path):
     asked = train(*TINY, "train.compile=true", "run.dir=run", cwd=tmp_path)
     assert asked.returncode == 0, asked.stderr
@@ -321,6 +322,7 @@ def test_a_compiled_network_trains(tmp_path):
     assert chanprune.load(tmp_path / "run").training is False
 
 
+@pytest.mark.slow
 def test_without_a_compiler_a_run_that_needs_one_ends_in_one_line(tmp_path):
     nothing = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     asked = train(*TINY, "train.compile=true", "run.dir=run", cwd=tmp_path, **nothing)

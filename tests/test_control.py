@@ -49,6 +49,7 @@ def test_every_control_has_the_run_s_cost_and_options(folder):
             assert abs(found["macs"] / whole["macs"] - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_networks_that_gather_channels_have_controls_by_norms(tmp_path):
     """Their channels have no filters of their own; the columns that read them count."""
     tiny = ("model=densenet40", "model.width=0.25", "dataset.image_size=16", "device=cpu")

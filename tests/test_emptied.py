@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 
 from chanprune.channels import Plan, compact, count, count_plan, select_global, trace
 from chanprune.models import build
-from tests.networks import SMALL, SMALL_SHAPE, random_plan, randomise
+from tests.networks import SMALL, SMALL_SHAPE, but_slow, random_plan, randomise
 
 SHAPE = (3, 16, 16)
 
@@ -90,7 +90,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", but_slow(NETWORKS, "densenet100"))
 @pytest.mark.parametrize("seed", range(3))
 def test_compact_equals_masked_and_rounds_compose(name, seed):
     model = network(name, **NETWORKS[name])

@@ -132,6 +132,7 @@ def test_products_have_the_published_counts(depth, flops, params):
     assert params in (0, counts.params)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_converted_network(tmp_path):
     config = changed(
         model={"name": "condensenet50", "width": 0.5},

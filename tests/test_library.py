@@ -19,6 +19,7 @@ from chanprune.channels import (
 )
 from chanprune.errors import UserError
 from chanprune.models import build, build_skeleton, load_weights
+from tests.networks import but_slow
 
 TORCHVISION = (
     *("resnet18", "resnet34", "resnet50", "densenet121", "vgg16_bn", "resnext50_32x4d"),
@@ -37,7 +38,7 @@ def network(library: str, name: str, **sizes: int) -> nn.Module:
     return build(name, library=library, **sizes)
 
 
-@pytest.mark.parametrize(("library", "name"), NETWORKS)
+@pytest.mark.parametrize(("library", "name"), but_slow(NETWORKS, ("torchvision", "vgg16_bn")))
 def test_half_of_the_channels_go_and_the_weights_stay(library, name):
     model = network(library, name)
     graph = trace(model, SHAPE)

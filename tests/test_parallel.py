@@ -70,6 +70,7 @@ def together(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.slow
 def test_two_processes_decide_and_learn_what_one_does(name, together, tmp_path):
     expected = execute(CONFIGS[name], tmp_path / "alone")
     folder, alone = together / name, tmp_path / "alone"
@@ -86,6 +87,7 @@ def test_two_processes_decide_and_learn_what_one_does(name, together, tmp_path):
             torch.testing.assert_close(states[0][tensor], states[1][tensor], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_job_and_it_goes_on_to_the_same_end(tmp_path):
     def train(folder):
         arguments = ("-m", "chanprune.train", *TINY, "train.epochs=3", f"run.dir={folder}")
@@ -123,6 +125,7 @@ def test_a_librarys_batch_norm_keeps_its_activation():
             torch.testing.assert_close(norm(images), expected)
 
 
+@pytest.mark.slow
 def test_a_batch_must_have_equal_shares(tmp_path):
     refused = torchrun("-m", "chanprune.train", *TINY, "train.batch_size=31", cwd=tmp_path)
     _, error = refused.communicate(timeout=100)

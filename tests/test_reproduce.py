@@ -14,6 +14,7 @@ from chanprune.cli import config_dir
 from chanprune.published import Table, bounds, like, number, read, verdict
 from chanprune.schema import validate
 from scripts import reproduce
+from tests.networks import but_slow
 
 TABLES, SETS = read(reproduce.PUBLISHED)
 SCRIPT = reproduce.__file__
@@ -32,7 +33,7 @@ def test_the_list_names_every_table_with_its_rows():
         assert all(f"  {name} " in text for name in table.rows)
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", but_slow(TABLES, "condensenet"))
 def test_what_does_not_depend_on_training_is_as_printed(name):
     """Equal to the printed digits, or with the reason why not; every experiment composes."""
     text = "\n".join(job(name).dry_run())
@@ -108,6 +109,7 @@ def test_a_time_is_measured_in_seconds():
     assert re.search(r"about [\d.]+ (s|min|h|days) a seed on ", text)
 
 
+@pytest.mark.slow
 def test_a_smoke_run_of_the_real_script(tmp_path, monkeypatch, capsys):
     """Runs what is missing, a row that is a control among it, and nothing the second time."""
     arguments = [

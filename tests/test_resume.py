@@ -16,6 +16,7 @@ from chanprune.errors import Interrupted
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
 from chanprune.pipeline.updates import Updates
+from tests.networks import but_slow
 from tests.test_pipeline import changed, execute
 
 PREACTIVATION = {"name": "preresnet29", "width": 0.125, "shortcut": "zero_pad"}
@@ -114,7 +115,7 @@ def assert_same_end(folder, other, summary, expected):
         assert (folder / "plan.json").read_text() == (other / "plan.json").read_text()
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", but_slow(RUNS, "passes", "selectconv, compression", "lgc"))
 def test_a_run_that_signals_stop_anywhere_ends_where_it_would_have(name, tmp_path, monkeypatch):
     config = changed(**RUNS[name])
     expected = execute(config, tmp_path / "whole")
@@ -183,6 +184,7 @@ def wait_for(path, text, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_the_command_line_stops_and_goes_on(tmp_path):
     """SIGKILL, then SIGTERM, then to the end; and a second process is refused meanwhile."""
     metrics = tmp_path / "out/metrics.jsonl"
@@ -210,6 +212,7 @@ def test_the_command_line_stops_and_goes_on(tmp_path):
     assert again.returncode == 0 and "finished" in output
 
 
+@pytest.mark.slow
 def test_a_lock_that_nobody_holds_does_no_harm(tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()

@@ -113,6 +113,7 @@ def test_a_damaged_entry_is_trained_again_and_replaced(tmp_path, capsys):
     assert len(state.read_bytes()) == len(content)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_taken_over_by_the_one_that_waits(tmp_path):
     """Two runs that train alike: one waits; kill -9 the other; and start that again."""
     arguments = ("cache.dir=cache", "train.epochs=6")
@@ -151,6 +152,7 @@ def test_a_process_that_dies_is_taken_over_by_the_one_that_waits(tmp_path):
     assert (tmp_path / "out/train/state.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_wait(tmp_path):
     maker = command("cache.dir=cache", "train.epochs=50", cwd=tmp_path)
     wait_for(tmp_path / "out/metrics.jsonl", '"epoch": 1,')

@@ -18,6 +18,7 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_goes_on(tmp_path):
     command = ("chanprune.search", "--trials", "3", "--dir", "found", *TINY, *SPACE)
     killed = subprocess.Popen(
@@ -48,6 +49,7 @@ def test_a_search_that_is_killed_goes_on(tmp_path):
     assert again.returncode == 0 and "trial 4" not in again.stdout
 
 
+@pytest.mark.slow
 def test_the_hopeless_end_early(tmp_path):
     steps = ("finetune.lr=0.05,1e-6,1e-7,1e-8,1e-9,1e-10", "finetune.epochs=4", "train.epochs=2")
     arguments = ("--trials", "9", "--dir", "found", *TINY, "prune.ratio=0.5", *steps)

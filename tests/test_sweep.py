@@ -55,6 +55,7 @@ def test_a_mistake_in_any_job_is_told_before_the_first_begins(arguments, message
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_sweep_and_it_goes_on(tmp_path):
     arguments = ("-m", *TINY, "train.epochs=6", "prune.ratio=0.3,0.5")
     swept = subprocess.Popen(
@@ -79,6 +80,7 @@ def test_a_signal_stops_the_sweep_and_it_goes_on(tmp_path):
     assert [row["outcome"] for row in rows(tmp_path)] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_two_processes_do_no_stage_twice(tmp_path):
     launched = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     swept = train("-m", *TINY, "prune.ratio=0.3,0.5", *launched, cwd=tmp_path)
@@ -87,6 +89,7 @@ def test_two_processes_do_no_stage_twice(tmp_path):
     assert [row["outcome"] for row in rows(tmp_path)] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_resume_takes_the_recorded_configuration(tmp_path):
     assert train(*TINY, "run.dir=first", cwd=tmp_path).returncode == 0
     for name in ("summary.json", "finetune/state.safetensors"):

@@ -11,7 +11,7 @@ import torch
 from chanprune.channels import Plan, compact, count, count_plan, trace
 from chanprune.models import MODELS, architecture, build
 from chanprune.pipeline.model_file import Preprocessing, save_model
-from tests.networks import random_plan, randomise
+from tests.networks import but_slow, random_plan, randomise
 
 SHAPE = (3, 16, 16)
 POOLED = {"shortcut": "zero_pad", "downsample": "pool"}
@@ -30,6 +30,7 @@ NETWORKS = {
     "condensenet50": {"width": 0.5},
     "condensenet74": {"width": 0.5, "converted": True},
 }
+DEEP = ("resnet56", "preresnet164", "densenet100", "condensenet74")
 NUM_PLANS = 20
 
 
@@ -48,7 +49,7 @@ def test_every_kind_of_network_is_here():
     assert {name.rstrip("0123456789") for name in NETWORKS} == kinds
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", but_slow(NETWORKS, *DEEP))
 def test_compact_equals_masked(name):
     """The self-check compares to 1e-9 in float64, twice; it raises where they differ."""
     model = network(name)
@@ -85,6 +86,7 @@ for folder in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_compact_checkpoints_give_the_same_bits_in_a_fresh_process(tmp_path):
     expected = {}
     for name, options in NETWORKS.items():

@@ -1,7 +1,6 @@
 """The commands as a user types them: results, and one line for every mistake."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,27 +11,7 @@ import pytest
 import yaml
 
 import chanprune
-
-TINY = (
-    *("model=vgg11", "model.width=0.0625", "dataset.image_size=16"),
-    *("train.epochs=1", "finetune.epochs=1", "device=cpu"),
-)
-
-
-def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return call("chanprune.train", *arguments, cwd=cwd, **environment)
-
+from tests.commands import TINY, call, call_afresh, train
 
 METHODS = (
     "cucb, final_random, fixed_random, idp, l1norm, lgc, none, prioritized, random, "
@@ -298,13 +277,13 @@ def test_a_users_own_experiment_is_found(tmp_path):
 def test_the_wheel_carries_the_configuration(tmp_path):
     """Build the wheel, unpack it, and run it from there."""
     source = Path(__file__).parents[1]
-    built = call("hatchling", "build", "-t", "wheel", "-d", str(tmp_path), cwd=source)
+    built = call_afresh("hatchling", "build", "-t", "wheel", "-d", str(tmp_path), cwd=source)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     (tmp_path / "site/configs").mkdir()  # as another distribution may leave it
-    asked = call(
+    asked = call_afresh(
         *("chanprune.summarize", "model=vgg19", "format=json"),
         cwd=tmp_path,
         PYTHONPATH=str(tmp_path / "site"),
@@ -316,7 +295,8 @@ def test_the_wheel_carries_the_configuration(tmp_path):
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
 @pytest.mark.slow
 def test_a_compiled_network_trains(tmp_path):
-    asked = train(*TINY, "train.compile=true", "run.dir=run", cwd=tmp_path)
+    options = (*TINY, "train.compile=true", "run.dir=run")
+    asked = call_afresh("chanprune.train", *options, cwd=tmp_path)
     assert asked.returncode == 0, asked.stderr
     assert "fine-tuned" in asked.stdout and "MiB" not in asked.stdout
     assert chanprune.load(tmp_path / "run").training is False
@@ -325,7 +305,8 @@ def test_a_compiled_network_trains(tmp_path):
 @pytest.mark.slow
 def test_without_a_compiler_a_run_that_needs_one_ends_in_one_line(tmp_path):
     nothing = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    asked = train(*TINY, "train.compile=true", "run.dir=run", cwd=tmp_path, **nothing)
+    options = (*TINY, "train.compile=true", "run.dir=run")
+    asked = call_afresh("chanprune.train", *options, cwd=tmp_path, **nothing)
     assert asked.returncode == 3
     last = asked.stderr.splitlines()[-1]
     assert last.startswith("chanprune: error: PyTorch cannot compile the network")

@@ -13,7 +13,7 @@ from chanprune.control import CONTROLS, control
 from chanprune.errors import UserError
 from chanprune.models import build
 from chanprune.pipeline.model_file import compact_afresh
-from tests.test_cli import TINY, train
+from tests.commands import TINY, train
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from chanprune.errors import RunError
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
 from chanprune.pipeline.updates import Updates
+from tests.networks import but_slow
 from tests.test_pipeline import changed, execute
 from tests.test_resume import assert_same_end
 
@@ -36,7 +37,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("size", ["100k", "400k", "640k", "1000k"])
+@pytest.mark.parametrize("size", but_slow(["100k", "400k", "640k", "1000k"], "100k", "400k"))
 def test_a_full_disk(size, small_disk, tmp_path):
     disk, remount = small_disk
     remount(f"size={size}")

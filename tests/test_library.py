@@ -1,8 +1,5 @@
 """Networks of torchvision and timm: pruned by half, with their weights, and refused by name."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,6 +16,7 @@ from chanprune.channels import (
 )
 from chanprune.errors import UserError
 from chanprune.models import build, build_skeleton, load_weights
+from tests.commands import call
 from tests.networks import but_slow
 
 TORCHVISION = (
@@ -158,12 +156,6 @@ def test_weights_that_are_not_there(weights, message):
     ],
 )
 def test_mistakes_get_one_line(arguments, message, tmp_path):
-    asked = subprocess.run(
-        [sys.executable, "-m", "chanprune.summarize", *arguments.split()],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
+    asked = call("chanprune.summarize", *arguments.split(), cwd=tmp_path)
     assert asked.returncode == 2
     assert asked.stderr.count("\n") == 1 and message in asked.stderr

@@ -59,6 +59,7 @@ RUNS = {
     },
     "passes": {"method": {"name": "slimming", "passes": 2}, "prune": {"ratio": 0.2}},
 }
+LONG = ("cucb by the epoch", "selectconv", "selectconv, compression", "lgc", "passes")
 
 
 def signal_after(patch, stop, number):
@@ -115,7 +116,7 @@ def assert_same_end(folder, other, summary, expected):
         assert (folder / "plan.json").read_text() == (other / "plan.json").read_text()
 
 
-@pytest.mark.parametrize("name", but_slow(RUNS, "passes", "selectconv, compression", "lgc"))
+@pytest.mark.parametrize("name", but_slow(RUNS, *LONG))
 def test_a_run_that_signals_stop_anywhere_ends_where_it_would_have(name, tmp_path, monkeypatch):
     config = changed(**RUNS[name])
     expected = execute(config, tmp_path / "whole")

@@ -10,12 +10,14 @@ from chanprune.pipeline.loop import _Training
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.reuse import training_depends_on
 from chanprune.pipeline.run import run
-from tests.test_cli import call
+from tests.commands import call
+from tests.networks import but_slow
 from tests.test_pipeline import changed, execute
 from tests.test_resume import RUNS, assert_same_end, command, lines, wait_for
 
 OTHERWISE = {"finetune": {"lr": 0.02}, "prune": {"ratio": 0.3, "threshold": 0.7}}
 LEVELS = {"method": {"levels": [0.25, 1.0], "level_statistics": 64}, "prune": {"order": True}}
+TAKEN = ("slimming", "adam", "prioritized", "sandwich", "passes")
 
 
 def execute_with(cache, config, folder):
@@ -43,7 +45,7 @@ def merged(*changes):
     return config
 
 
-@pytest.mark.parametrize("name", ["slimming", "adam", "prioritized", "sandwich", "passes"])
+@pytest.mark.parametrize("name", but_slow(TAKEN, "adam", "sandwich", "passes"))
 def test_a_stage_that_is_taken_ends_where_one_that_is_trained_ends(name, tmp_path, monkeypatch):
     other = LEVELS if "levels" in RUNS[name].get("method", {}) else OTHERWISE
     first, second = merged(RUNS[name]), merged(RUNS[name], other, {"finetune": {"lr": 0.002}})

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.test_cli import TINY, call
+from tests.commands import TINY, call
 
 SPACE = ("method.sparsity_weight=1e-3,1e-2", "prune.ratio=interval(0.3,0.6)")
 

@@ -68,6 +68,7 @@ def rows(summary):
     return {row["stage"]: row for row in summary["stages"]}
 
 
+@pytest.mark.slow
 def test_the_physical_network_is_the_trained_one(accurate, compressed, expanded):
     for folder, summary in (accurate, compressed, expanded):
         trained, pruned = rows(summary)["trained"], rows(summary)["pruned"]
@@ -82,6 +83,7 @@ def test_the_physical_network_is_the_trained_one(accurate, compressed, expanded)
         assert counts.macs == summary["macs"]
 
 
+@pytest.mark.slow
 def test_released_columns_serve_copies(accurate):
     folder, _ = accurate
     model = chanprune.load(folder)
@@ -96,6 +98,7 @@ def test_released_columns_serve_copies(accurate):
     assert lines[-1]["reallocated"] > 0 and lines[-1]["copies"] > 0
 
 
+@pytest.mark.slow
 def test_copies_behind_the_activation_become_kernels(expanded):
     folder, _ = expanded
     modules = [m for m in chanprune.load(folder).modules() if isinstance(m, Expanded)]
@@ -103,6 +106,7 @@ def test_copies_behind_the_activation_become_kernels(expanded):
     assert not any(isinstance(m, Copying) for m in chanprune.load(folder).modules())
 
 
+@pytest.mark.slow
 def test_training_gets_cheaper_as_channels_go(compressed):
     folder, summary = compressed
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

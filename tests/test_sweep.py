@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.test_cli import TINY, train
+from tests.commands import TINY, train
 
 RATIOS = "prune.ratio=0.3,0.97,0.5"  # of the second one, the floors leave too few to drop
 

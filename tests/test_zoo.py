@@ -30,7 +30,7 @@ NETWORKS = {
     "condensenet50": {"width": 0.5},
     "condensenet74": {"width": 0.5, "converted": True},
 }
-DEEP = ("resnet56", "preresnet164", "densenet100", "condensenet74")
+DEEP = ("resnet56", "preresnet164", "densenet40", "densenet100", "condensenet74")
 NUM_PLANS = 20
 
 

@@ -1,0 +1,65 @@
+"""Run the commands as a user does, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+
+TINY = (
+    *("model=vgg11", "model.width=0.0625", "dataset.image_size=16"),
+    *("train.epochs=1", "finetune.epochs=1", "device=cpu"),
+)
+SLOW_IMPORTS = ("torch._dynamo", "sklearn.datasets", "chanprune.pipeline.run")
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload([*SLOW_IMPORTS, __name__])
+
+
+def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m chanprune.train`, as `call` does."""
+    return call("chanprune.train", *arguments, cwd=cwd, **environment)
+
+
+def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m` in a fork of a process that has imported PyTorch, which saves seconds."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as error:
+        streams = [DupFd(file.fileno()) for file in (output, error)]
+        process = _forks.Process(target=_become, args=(arguments, cwd, environment, streams))
+        process.start()
+        process.join()
+        said = []
+        for file in (output, error):
+            file.seek(0)
+            said.append(file.read().decode())
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(arguments, process.exitcode, *said)
+
+
+def call_afresh(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m` in a new interpreter, for what depends on how one begins."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _become(
+    arguments: Sequence[str], cwd: Path, environment: Mapping[str, str], streams: Sequence[Any]
+) -> None:
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(stream.detach(), number)
+    os.chdir(cwd)
+    os.environ.update(environment)
+    sys.argv[1:] = arguments[1:]
+    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)

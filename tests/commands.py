@@ -13,6 +13,8 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
+import torch
+
 TINY = (
     *("model=vgg11", "model.width=0.0625", "dataset.image_size=16"),
     *("train.epochs=1", "finetune.epochs=1", "device=cpu"),
@@ -44,13 +46,20 @@ def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.Completed
 
 def call_afresh(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m` in a new interpreter, for what depends on how one begins."""
-    return subprocess.run(
+    process = start(*arguments, cwd=cwd, **environment)
+    said = process.communicate()
+    return subprocess.CompletedProcess(arguments, process.returncode, *said)
+
+
+def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start `python -m` in a new interpreter, for what is to be stopped on the way."""
+    return subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
 
 
@@ -61,5 +70,6 @@ def _become(
         os.dup2(stream.detach(), number)
     os.chdir(cwd)
     os.environ.update(environment)
+    torch.set_num_threads(1)
     sys.argv[1:] = arguments[1:]
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)

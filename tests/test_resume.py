@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -16,6 +14,7 @@ from chanprune.errors import Interrupted
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
 from chanprune.pipeline.updates import Updates
+from tests.commands import start
 from tests.networks import but_slow
 from tests.test_pipeline import changed, execute
 
@@ -166,16 +165,8 @@ TINY = ["model=vgg11", "model.width=0.0625", "dataset.image_size=16", "train.epo
 TINY += ["finetune.epochs=1", "train.batch_size=32", "run.dir=out"]
 
 
-def command(*arguments, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "chanprune.train", *TINY, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        **options,
-    )
+def command(*arguments, cwd):
+    return start("chanprune.train", *TINY, *arguments, cwd=cwd)
 
 
 def wait_for(path, text, seconds=120):

@@ -1,14 +1,11 @@
 """A search by Optuna: trials are runs, the hopeless end early, and nothing is done twice."""
 
 import csv
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
-from tests.commands import TINY, call
+from tests.commands import TINY, call, start
 
 SPACE = ("method.sparsity_weight=1e-3,1e-2", "prune.ratio=interval(0.3,0.6)")
 
@@ -21,14 +18,7 @@ def rows(folder):
 @pytest.mark.slow
 def test_a_search_that_is_killed_goes_on(tmp_path):
     command = ("chanprune.search", "--trials", "3", "--dir", "found", *TINY, *SPACE)
-    killed = subprocess.Popen(
-        [sys.executable, "-m", *command, "train.epochs=4"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    killed = start(*command, "train.epochs=4", cwd=tmp_path)
     for line in killed.stdout:
         if line.startswith("  train 2/4"):
             killed.send_signal(signal.SIGKILL)

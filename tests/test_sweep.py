@@ -2,14 +2,11 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
-from tests.commands import TINY, train
+from tests.commands import TINY, start, train
 
 RATIOS = "prune.ratio=0.3,0.97,0.5"  # of the second one, the floors leave too few to drop
 
@@ -58,14 +55,7 @@ def test_a_mistake_in_any_job_is_told_before_the_first_begins(arguments, message
 @pytest.mark.slow
 def test_a_signal_stops_the_sweep_and_it_goes_on(tmp_path):
     arguments = ("-m", *TINY, "train.epochs=6", "prune.ratio=0.3,0.5")
-    swept = subprocess.Popen(
-        [sys.executable, "-m", "chanprune.train", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    swept = start("chanprune.train", *arguments, cwd=tmp_path)
     said = []
     for line in swept.stdout:
         said.append(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from chanprune.parallel import share_files, summed, whole_batch_norms
 from chanprune.pipeline.checkpoint import BEFORE, NEWEST, Checkpoints, Progress
 from chanprune.pipeline.cost import Cost
 from chanprune.pipeline.interruption import Interruption
+from chanprune.pipeline.max_pool import fast_max_pools
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser, schedule_of, setting_of
 from chanprune.pipeline.record import Record
 from chanprune.pipeline.updates import Updates
@@ -106,7 +107,7 @@ def train(
     updates = Updates(bank, optimiser, method, options, stage.interruption, record.say)
     training = _Training(updates, stage, checkpoints, progress)
     for epoch in range(progress.epoch, options.epochs):
-        with training.norms():
+        with training.layers():
             training.epoch(epoch, batches)
         metrics = training.measure(epoch, validation)
         record.epoch(stage.name, epoch + 1, metrics, model)
@@ -192,11 +193,13 @@ class _Training:
         self.saved = time.perf_counter()
         self.seconds_to_save = self.saved - begun
 
-    def norms(self) -> AbstractContextManager[None]:
-        """Let batch norms see the batches of all processes, or be fast, while this is open."""
+    def layers(self) -> AbstractContextManager[None]:
+        """Let layers see the batches of all processes, or be fast, while this is open."""
         if ranks.count() > 1:
             return whole_batch_norms(self.model)
-        return nullcontext() if self.options.compile else rowwise_batch_norms(self.model)
+        if self.options.compile:
+            return fast_max_pools(self.model)
+        return rowwise_batch_norms(self.model)
 
     def measure(self, epoch: int, validation: Batches) -> dict[str, float]:
         """End an epoch: validate, and note whether it is the best so far."""

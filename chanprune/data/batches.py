@@ -133,18 +133,16 @@ def augment(images: Tensor, pad: int, flip: bool, draws: torch.Generator) -> Ten
         flip: Whether to mirror.
         draws: Random numbers, on the CPU.
     """
-    count, _, height, width = images.shape
-    device = images.device
+    count, channels, height, width = images.shape
     top, left = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=draws)
     mirrored = torch.rand(count, 1, generator=draws) < (0.5 if flip else 0.0)
     rows = top + torch.arange(height)
     columns = torch.arange(width).expand(count, width)
     columns = left + torch.where(mirrored, width - 1 - columns, columns)
-    padded = F.pad(images, (pad,) * 4)
-    which = torch.arange(count, device=device)[:, None, None]
-    by_pixel = padded.permute(0, 2, 3, 1)
-    cropped = by_pixel[which, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
-    return cropped.permute(0, 3, 1, 2)
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    pixels = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
+    pixels = pixels.view(count, 1, -1).expand(count, channels, -1)
+    return F.pad(images, (pad,) * 4).flatten(2).gather(2, pixels).view(images.shape)
 
 
 class StreamBatches(_Batches):

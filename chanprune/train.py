@@ -23,6 +23,7 @@ from chanprune.run_dir import (
     begin,
     checked_config,
     default_dir,
+    kept_widths,
     look,
     only_process,
 )
@@ -94,6 +95,8 @@ def _do(
         print((run_dir / "table.md").read_text(encoding="utf-8"))
         print(f"{run_dir} holds this run, finished; run.overwrite=true runs it again")
         return _line(run_dir)
+    if config["prune"]["widths"] is not None:
+        kept_widths(Path(config["prune"]["widths"]))
     from chanprune.pipeline.files import write_text
     from chanprune.pipeline.prepare import prepare
     from chanprune.pipeline.provenance import describe_environment

@@ -116,7 +116,8 @@ def test_errors_and_help_come_without_pytorch(tmp_path):
         "sys.argv = ['train', {argument!r}]\n"
         "runpy.run_module('chanprune.train', run_name='__main__')\n"
     )
-    for argument, code in (("--help", 0), ("prune.ratio=2", 2), ("model=vgg1", 2)):
+    wrong = ("prune.ratio=2", "model=vgg1", "prune.widths=nowhere")
+    for argument, code in (("--help", 0), *((mistake, 2) for mistake in wrong)):
         asked = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", program.format(argument=argument)],
             cwd=tmp_path,

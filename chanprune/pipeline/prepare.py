@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from chanprune.parallel import first_before_others
 from chanprune.pipeline.model_file import compact_afresh, original
 from chanprune.pipeline.optimiser import TrainOptions, setting_of
 from chanprune.pipeline.table import Row
+from chanprune.run_dir import kept_widths
 
 
 @dataclass
@@ -142,13 +142,7 @@ def _widths_of(run_dir: str | None, graph: ChannelGraph) -> dict[str, int] | Non
     """Read how many channels each group kept in another run."""
     if run_dir is None:
         return None
-    try:
-        plan = json.loads((Path(run_dir) / "plan.json").read_text(encoding="utf-8"))
-        widths = {name: len(kept) for name, kept in plan["kept"].items()}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"prune.widths={run_dir}: there is no plan.json of a finished run"
-        ) from error
+    widths = kept_widths(Path(run_dir))
     for name, width in widths.items():
         if name not in graph.groups or not 1 <= width <= graph.groups[name].size:
             raise UserError(f"prune.widths={run_dir} keeps {width} channels of {name}, not here")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -67,21 +66,6 @@ def checked_config(run_dir: Path) -> dict[str, Any] | None:
     except UserError as error:
         raise UserError(f"{run_dir / 'config.yaml'}: {error}") from error
     return {key: value for key, value in config.items() if key not in NOT_RECORDED}
-
-
-def kept_widths(run_dir: Path) -> dict[str, int]:
-    """Return how many channels each group kept in a run.
-
-    Raises:
-        UserError: No finished run is there.
-    """
-    try:
-        plan = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
-        return {name: len(kept) for name, kept in plan["kept"].items()}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"prune.widths={run_dir}: there is no plan.json of a finished run"
-        ) from error
 
 
 def look(run_dir: Path, config: dict[str, Any], overwrite: bool) -> Found:

@@ -23,7 +23,6 @@ from chanprune.run_dir import (
     begin,
     checked_config,
     default_dir,
-    kept_widths,
     look,
     only_process,
 )
@@ -95,6 +94,8 @@ def _do(
         print((run_dir / "table.md").read_text(encoding="utf-8"))
         print(f"{run_dir} holds this run, finished; run.overwrite=true runs it again")
         return _line(run_dir)
+    from chanprune.pipeline.widths import kept_widths
+
     if config["prune"]["widths"] is not None:
         kept_widths(Path(config["prune"]["widths"]))
     from chanprune.pipeline.files import write_text

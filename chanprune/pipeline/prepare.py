@@ -20,7 +20,7 @@ from chanprune.parallel import first_before_others
 from chanprune.pipeline.model_file import compact_afresh, original
 from chanprune.pipeline.optimiser import TrainOptions, setting_of
 from chanprune.pipeline.table import Row
-from chanprune.run_dir import kept_widths
+from chanprune.pipeline.widths import kept_widths
 
 
 @dataclass

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from chanprune import cli, ranks
 from chanprune.control import control
 from chanprune.errors import UserError
+from chanprune.pipeline.widths import kept_widths
 from chanprune.run_dir import (
     NOT_RECORDED,
     OURS,
@@ -94,8 +95,6 @@ def _do(
         print((run_dir / "table.md").read_text(encoding="utf-8"))
         print(f"{run_dir} holds this run, finished; run.overwrite=true runs it again")
         return _line(run_dir)
-    from chanprune.pipeline.widths import kept_widths
-
     if config["prune"]["widths"] is not None:
         kept_widths(Path(config["prune"]["widths"]))
     from chanprune.pipeline.files import write_text

@@ -1,8 +1,8 @@
 """Max pooling that PyTorch's compiler makes fast loops of.
 
-Of `max_pool2d`, PyTorch 2.15 makes a gradient for CPUs that adds element by element where each
-maximum was. Where windows of 2 x 2 do not overlap it can be read off the maximum's place in its
-window instead, in loops over channels. The values and gradients are the same.
+For the gradient of `max_pool2d` on a CPU, the compiler of PyTorch 2.15 adds to where each maximum
+was, one element after the other. Where windows do not overlap, every pixel can ask instead whether
+it was the maximum of its window, in loops over channels. The values and gradients are the same.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -185,6 +186,10 @@ def draw_levels(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], t
                 color=line.get_color(),
             )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.08, y=0.1)  # the labels beside the outermost points
     axes.set_xlabel("MACs of one image (millions)")
     axes.set_ylabel("test accuracy (%)")
     axes.set_title(title, fontsize=10)

@@ -238,16 +238,18 @@ def _drawn(rows: Sequence[Row]) -> list[Drawn]:
         dataset, model, *rest = row.name.split(" ")
         method, prune = row.config["method"], row.config["prune"]
         weight = ""
+        by_scale = method.get("criterion", "scale") == "scale"
         if "sparsity_weight" in method:
             given = [f"{k} {method[k]:g}" for k in ("sparsity_weight", "travel") if method[k]]
             weight = " ".join(given).replace("_", " ") or "default weight"
+            weight += "" if by_scale else f" {method['criterion']}"
         for number, seed in enumerate(sorted(row.runs)):
             run = row.runs[seed]
             scores, kept = ({}, {}) if number else _plan(run.folder)
             network = f"{dataset} {row.network['name']}"
             macs, ratio = (run.macs, run.accuracy), prune["ratio"]
             told = (" ".join(rest) or model, network, method["name"])
-            drawn.append(Drawn(*told, *macs, weight, ratio, scores, kept))
+            drawn.append(Drawn(*told, *macs, weight, ratio, scores, kept, by_scale))
     return drawn
 
 

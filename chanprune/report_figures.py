@@ -35,6 +35,7 @@ class Drawn:
         ratio: Share of the channels that went.
         scores: Channel group -> what its channels were chosen by; empty if nothing was pruned.
         kept: Channel group -> number of channels that stayed.
+        by_scale: Whether the scores are batch-norm scales.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Drawn:
     ratio: float = 0.0
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
     kept: Mapping[str, int] = field(default_factory=dict)
+    by_scale: bool = True
 
 
 def figures(runs: Sequence[Drawn]) -> dict[str, tuple[Figure, str]]:
@@ -65,7 +67,7 @@ def figures(runs: Sequence[Drawn]) -> dict[str, tuple[Figure, str]]:
             "Test accuracy over the share of the channels that went; a line through the means over "
             "seeds for each sparsity weight.",
         )
-    scored = _panels([run for run in sparse if run.scores], bool)
+    scored = _panels([run for run in sparse if run.scores and run.by_scale], bool)
     if scored:
         drawn["scales"] = (
             scale_histograms(scored),

@@ -178,6 +178,7 @@ class Slimming(_Leveled):
     name: Literal["slimming"]
     sparsity_weight: NotNegative | None
     travel: NotNegative | None
+    criterion: Literal["scale", "taylor"]
     passes: Annotated[int, Field(ge=1)]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from chanprune.channels import trace
+from chanprune.channels import taylor_scores, trace
 from chanprune.methods import Plain, PruneOptions, Setting, Slimming, Step
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.schedule import Schedule
@@ -111,6 +111,20 @@ def test_the_smallest_scales_go():
     assert selection.removed == 15
     assert selection.threshold == pytest.approx(every[14].item())
     for name, kept in selection.kept.items():
+        assert (scores[name][kept] > selection.threshold).all()
+
+
+def test_by_taylor_the_least_important_go():
+    model = randomise(SMALL["chain"](), 0)
+    graph = trace(model, SMALL_SHAPE)
+    images, labels = torch.randn(40, *SMALL_SHAPE), torch.randint(5, (40,))
+    method = Slimming(criterion="taylor")
+    method.before_pruning(model, graph, lambda number: [(images, labels)])
+    selection, scores = method.select_channels(model, graph, PruneOptions(ratio=0.5))
+    expected = taylor_scores(model, graph, graph.prunable(), [(images, labels)])
+    assert scores.keys() == expected.keys()
+    for name, kept in selection.kept.items():
+        torch.testing.assert_close(scores[name], expected[name])
         assert (scores[name][kept] > selection.threshold).all()
 
 

@@ -5,11 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from chanprune.channels import filter_scores, scale_scores, select_global, select_widths, trace
+from chanprune.channels import (
+    filter_scores,
+    scale_scores,
+    select_global,
+    select_widths,
+    taylor_scores,
+    trace,
+)
 from tests.networks import SMALL, SMALL_SHAPE, conv_norm, randomise
 
 
@@ -207,6 +215,74 @@ def test_the_ranking_of_scales_ignores_the_filters_size():
     torch.testing.assert_close(model(images), before)
     after = scale_scores(model, graph, graph.prunable())
     assert all(torch.equal(after[name], score) for name, score in scores.items())
+
+
+def few_images(number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    images = torch.randn(number, *SMALL_SHAPE, dtype=torch.float64, generator=draws)
+    return images, torch.randint(5, (number,), generator=draws)
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "dense"])
+def test_taylor_scores_are_what_the_loss_loses_with_the_scale(name):
+    """The score of every channel is the derivative by a factor on its scale, by differences."""
+    model = randomise(SMALL[name](), 0).double().train()
+    graph = trace(model, SMALL_SHAPE)
+    images, labels = few_images(6)
+    (group, *_) = [g for g in graph.prunable() if len(g.norms) == 1]
+    scores = taylor_scores(model, graph, [group], [(images, labels)])[group.name]
+    assert model.training
+    model.eval()
+    scale = model.get_submodule(group.norms[0]).weight
+    for channel in range(group.size):
+        losses = []
+        for change in (-1e-5, 1e-5):
+            before = scale.detach()[channel].clone()
+            with torch.no_grad():
+                scale[channel] *= 1 + change
+                losses.append(F.cross_entropy(model(images), labels).item())
+                scale[channel] = before
+        difference = abs(losses[1] - losses[0]) / 2e-5
+        assert scores[channel].item() == pytest.approx(difference, rel=1e-5, abs=1e-9)
+
+
+def test_taylor_scores_are_root_mean_squares_over_few_images():
+    """Many images count by twenties, and coupled batch norms are added in squares."""
+    model = randomise(SMALL["residual"](), 0).double()
+    graph = trace(model, SMALL_SHAPE)
+    images, labels = few_images(40)
+    whole = taylor_scores(model, graph, graph.prunable("together"), [(images, labels)])["stem.0"]
+    total = torch.zeros_like(whole)
+    model.eval()
+    scales = [model.stem[1].weight, model.outer[1].weight]
+    for part, own in zip(images.split(20), labels.split(20), strict=True):
+        gradients = torch.autograd.grad(F.cross_entropy(model(part), own), scales)
+        total += sum((s * g).detach() ** 2 for s, g in zip(scales, gradients, strict=True)) / 2
+    torch.testing.assert_close(whole, total.sqrt())
+    with pytest.raises(ValueError, match="no images"):
+        taylor_scores(model, graph, graph.prunable(), [])
+
+
+def test_taylor_scores_ignore_a_factor_that_the_next_batch_norm_takes_out():
+    """Scales that shrink together change the ranking by scales, and nothing that is computed."""
+    model = randomise(SMALL["chain"](), 0).double()
+    graph = trace(model, SMALL_SHAPE)
+    batches = [few_images(20), few_images(20, seed=1)]
+    images, _ = few_images(2)
+    before, output = taylor_scores(model, graph, graph.prunable(), batches), model.eval()(images)
+    norm, next_norm = model.first[1], model.second[1]
+    scales = scale_scores(model, graph, graph.prunable())
+    with torch.no_grad():
+        norm.weight *= 0.1
+        norm.bias *= 0.1
+        next_norm.running_mean *= 0.1
+        next_norm.running_var.copy_((next_norm.running_var + next_norm.eps) * 0.01 - next_norm.eps)
+    torch.testing.assert_close(model(images), output)
+    after = taylor_scores(model, graph, graph.prunable(), batches)
+    for name, scores in before.items():
+        torch.testing.assert_close(after[name], scores)
+    shrunk = scale_scores(model, graph, graph.prunable())["first.0"]
+    torch.testing.assert_close(shrunk, scales["first.0"] * 0.1)
 
 
 def test_nothing_to_choose_from_is_an_empty_choice():

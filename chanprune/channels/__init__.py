@@ -24,7 +24,7 @@ from chanprune.channels.fidelity import Fidelity, fidelity_groups, prefix_plan
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
 from chanprune.channels.order import order_by
 from chanprune.channels.plan import Plan
-from chanprune.channels.scores import filter_scores, scale_scores
+from chanprune.channels.scores import filter_scores, scale_scores, taylor_scores
 from chanprune.channels.selection import Selection, select_above, select_global, select_widths
 from chanprune.channels.slicing import State, gather, narrow, scatter
 from chanprune.channels.trace import UnsupportedNetwork, trace
@@ -76,6 +76,7 @@ __all__ = [
     "select_global",
     "select_widths",
     "selective_units",
+    "taylor_scores",
     "trace",
     "wiring",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
+
+FEW = 20
 
 
 def scale_scores(
@@ -29,6 +32,59 @@ def scale_scores(
         return norm.weight.detach().abs()
 
     return {g.name: _summed(model, graph, g, g.norms, scales) for g in groups if g.norms}
+
+
+def taylor_scores(
+    model: nn.Module,
+    graph: ChannelGraph,
+    groups: Iterable[ChannelGroup],
+    batches: Iterable[tuple[Tensor, Tensor]],
+) -> dict[str, Tensor]:
+    """Score channels by what the loss would change without them, to first order.
+
+    A channel's share in the loss of a few images is its batch-norm scale times the gradient by it
+    (Molchanov et al., CVPR 2019, eq. 8, with the scale as the gate); the score is the root of the
+    mean square over many such images. What a later batch norm makes of a factor common to all
+    scales of a group does not change it, so that groups can be compared. The scales alone cannot:
+    batch norms behind a group let them shrink together.
+
+    Args:
+        model: The network; evaluated as in eval mode and left in the mode that it is in.
+        graph: Its channel graph.
+        groups: The groups to score; those without a batch norm are left out.
+        batches: (images, labels), on the model's device.
+
+    Returns:
+        Group name -> (C,) on the CPU, added in squares over the batch norms of coupled channels.
+
+    Raises:
+        ValueError: There is no batch.
+    """
+    groups = [group for group in groups if group.norms]
+    names = [name for group in groups for name in group.norms]
+    scales = [model.get_parameter(f"{name}.weight") for name in names]
+    shares: list[list[Tensor]] = []
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    for images, labels in _few_at_once(batches):
+        gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), scales)
+        shares.append([s.detach() * g for s, g in zip(scales, gradients, strict=True)])
+    for module, mode in modes.items():
+        module.training = mode
+    if names and not shares:
+        raise ValueError("Taylor scores cannot be estimated from no images")
+    squares = [torch.stack(own).square().mean(0) for own in zip(*shares, strict=True)]
+    by_norm = {model.get_submodule(n): square for n, square in zip(names, squares, strict=True)}
+    return {
+        group.name: _summed(model, graph, group, group.norms, by_norm.__getitem__).sqrt()
+        for group in groups
+    }
+
+
+def _few_at_once(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Split batches: gradients of many images cancel at a minimum, and hide what each one needs."""
+    for images, labels in batches:
+        yield from zip(images.split(FEW), labels.split(FEW), strict=True)
 
 
 def filter_scores(

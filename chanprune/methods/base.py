@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from chanprune.channels import (
     select_global,
     select_widths,
 )
+
+TrainingImages = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,18 @@ class Method:
     def after_epoch(self, step: Step) -> dict[str, float]:
         """Called after each epoch; returns what the log should say, name -> value."""
         return {}
+
+    def before_pruning(
+        self, model: nn.Module, graph: ChannelGraph, training_images: TrainingImages
+    ) -> None:
+        """Called before `select_channels`.
+
+        Args:
+            model: The trained network, on its device.
+            graph: Its channel graph.
+            training_images: Number of images -> about so many, shuffled and not augmented, in
+                batches (images, labels) on that device.
+        """
 
     def select_channels(
         self, model: nn.Module, graph: ChannelGraph, options: PruneOptions

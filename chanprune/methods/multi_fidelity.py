@@ -63,7 +63,7 @@ class Leveled(Method):
         level_statistics: See `Method`.
     """
 
-    after_training = ("levels", "sandwich", "level_statistics")
+    after_training: tuple[str, ...] = ("levels", "sandwich", "level_statistics")
 
     def __init__(
         self,

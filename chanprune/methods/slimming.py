@@ -16,20 +16,21 @@ and all ties), and no channel group falls below a floor.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels import ChannelGraph, Selection, scale_scores
+from chanprune.channels import ChannelGraph, Selection, scale_scores, taylor_scores
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.errors import UserError
-from chanprune.methods.base import PruneOptions, Setting, Step, select
+from chanprune.methods.base import PruneOptions, Setting, Step, TrainingImages, select
 from chanprune.methods.multi_fidelity import Leveled
 
 PAPER_TRAVEL = 6.6
 LARGEST_DEFAULT_WEIGHT = 0.01
 NEARLY_ZERO = 0.01
+TAYLOR_IMAGES = 2000
 
 
 def scaled_norms(model: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
@@ -63,6 +64,7 @@ class Slimming(Leveled):
         sparsity_weight: Weight of the L1 penalty (lambda in eq. 1).
         travel: The same, as the distance that the penalty moves a scale over the whole schedule. If
             neither is given, the travel of the paper's VGG recipe, with a weight of at most 0.01.
+        criterion: What channels are ranked by: "scale", the paper's, or "taylor" (`taylor_scores`).
         fidelity: See `Leveled`; beyond the paper.
 
     Raises:
@@ -72,8 +74,14 @@ class Slimming(Leveled):
     prunes = True
     repeats = True
 
+    after_training = (*Leveled.after_training, "criterion")
+
     def __init__(
-        self, sparsity_weight: float | None = None, travel: float | None = None, **fidelity: Any
+        self,
+        sparsity_weight: float | None = None,
+        travel: float | None = None,
+        criterion: Literal["scale", "taylor"] = "scale",
+        **fidelity: Any,
     ):
         super().__init__(**fidelity)
         if sparsity_weight is not None and travel is not None:
@@ -82,6 +90,10 @@ class Slimming(Leveled):
         self._given_travel = travel
         self.sparsity_weight = 0.0
         self.scales: list[nn.Parameter] = []
+        self.is_by_scale = criterion == "scale"
+        self.importance: dict[str, Tensor] = {}
+        if not self.is_by_scale:
+            self.score = "Taylor importance"
 
     def before_training(
         self, model: nn.Module, graph: ChannelGraph, setting: Setting
@@ -108,9 +120,21 @@ class Slimming(Leveled):
             "mean_scale": scales.mean().item(),
         }
 
+    def before_pruning(
+        self, model: nn.Module, graph: ChannelGraph, training_images: TrainingImages
+    ) -> None:
+        """Measure what channels matter for the loss, if they are ranked by that."""
+        if not self.is_by_scale:
+            groups = graph.groups.values()
+            self.importance = taylor_scores(model, graph, groups, training_images(TAYLOR_IMAGES))
+
     def select_channels(
         self, model: nn.Module, graph: ChannelGraph, options: PruneOptions
     ) -> tuple[Selection, dict[str, Tensor]]:
-        """Keep the channels with the largest |scale| of the whole network."""
-        scores = scale_scores(model, graph, graph.prunable(options.coupled))
+        """Keep the channels with the largest |scale|, or importance, of the whole network."""
+        groups = graph.prunable(options.coupled)
+        if self.is_by_scale:
+            scores = scale_scores(model, graph, groups)
+        else:
+            scores = {group.name: self.importance[group.name] for group in groups if group.norms}
         return select(scores, graph, options), scores

@@ -230,6 +230,7 @@ class _Experiment:
         """Select channels, compact, check, and measure with and without absorbed constants."""
         began = time.perf_counter()
         self.settle(network)
+        method.before_pruning(network.model, network.graph, self.training_images)
         try:
             selection, scores = method.select_channels(network.model, network.graph, self.select)
         except ValueError as error:

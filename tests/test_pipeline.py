@@ -196,9 +196,10 @@ def test_the_dense_baseline_has_one_row_and_no_plan(tmp_path):
     assert chanprune.load(tmp_path / "dense")(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
 
 
-def test_passes_compose(tmp_path):
+@pytest.mark.parametrize("criterion", ["scale", "taylor"])
+def test_passes_compose(tmp_path, criterion):
     config = changed(
-        method={"name": "slimming", "passes": 2},
+        method={"name": "slimming", "passes": 2, "criterion": criterion},
         prune={"ratio": 0.3, "max_share": 0.5, "recalibrate": 200},
     )
     summary = execute(config, tmp_path / "passes")

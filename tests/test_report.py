@@ -8,10 +8,12 @@ import time
 
 import pytest
 import yaml
+from matplotlib import pyplot as plt
 from playwright.sync_api import sync_playwright
 
 from chanprune.errors import UserError
 from chanprune.report import draw, gather, interval, report
+from chanprune.report_figures import Drawn, figures
 from tests.test_pipeline import changed
 
 ACCURACIES = {"none": (0.90, 0.92, 0.94), "slimming": (0.89, 0.93, 0.94)}
@@ -187,3 +189,13 @@ def test_two_hundred_runs(tmp_path):
 def test_one_value_has_no_interval():
     assert interval([1.0]) != interval([1.0])
     assert interval([1.0, 1.0]) == 0
+
+
+@pytest.mark.parametrize("by_scale", [True, False])
+def test_only_scales_are_drawn_as_scales(by_scale):
+    scored = {"scores": {"a": [0.1, 0.2]}, "kept": {"a": 1}, "by_scale": by_scale}
+    run = Drawn("row", "digits vgg11", "slimming", 1e6, 0.9, "travel 6.6", 0.5, **scored)
+    drawn = figures([run])
+    plt.close("all")
+    assert ("scales" in drawn) == by_scale
+    assert "kept_channels" in drawn

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from chanprune.channels import operations as ops
 from chanprune.channels.copies import Copying
 from chanprune.channels.gathered import Gathered
+from chanprune.channels.modes import evaluating
 from chanprune.channels.rowwise_norm import batch_norm, counted_batch, is_slow
 
 
@@ -72,20 +73,17 @@ def recalibrate(
         ValueError: There is no batch.
     """
     norms = [m for m in model.modules() if isinstance(m, ops.BATCH_NORMS) and m.track_running_stats]
-    modes = {module: module.training for module in model.modules()}
     momenta = {norm: norm.momentum for norm in norms}
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
     num_batches = 0
-    for images, _ in batches:
-        model(images.to(device))
-        num_batches += 1
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        for images, _ in batches:
+            model(images.to(device))
+            num_batches += 1
     for norm, momentum in momenta.items():
         norm.momentum = momentum
-    for module, mode in modes.items():
-        module.training = mode
     if norms and num_batches == 0:
         raise ValueError("batch-norm statistics cannot be estimated from no images")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
+from chanprune.channels.modes import evaluating
 
 FEW = 20
 
@@ -64,13 +65,10 @@ def taylor_scores(
     names = [name for group in groups for name in group.norms]
     scales = [model.get_parameter(f"{name}.weight") for name in names]
     shares: list[list[Tensor]] = []
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    for images, labels in _few_at_once(batches):
-        gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), scales)
-        shares.append([s.detach() * g for s, g in zip(scales, gradients, strict=True)])
-    for module, mode in modes.items():
-        module.training = mode
+    with evaluating(model):
+        for images, labels in _few_at_once(batches):
+            gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), scales)
+            shares.append([s.detach() * g for s, g in zip(scales, gradients, strict=True)])
     if names and not shares:
         raise ValueError("Taylor scores cannot be estimated from no images")
     squares = [torch.stack(own).square().mean(0) for own in zip(*shares, strict=True)]

@@ -93,6 +93,14 @@ def look(run_dir: Path, config: dict[str, Any], overwrite: bool) -> Found:
     return "finished" if "summary.json" in names else "unfinished"
 
 
+def refuse_unwritable(key: str, folder: Path) -> None:
+    """Refuse a directory that nothing can be written to, before any work; makes nothing."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "cannot be written to" if there.is_dir() else "is not a directory"
+        raise UserError(f"{key}={folder} cannot be written: {there} {why}; give another directory")
+
+
 @contextmanager
 def only_process(run_dir: Path) -> Iterator[None]:
     """Keep the directory to this process; the lock goes when the process does.

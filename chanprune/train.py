@@ -26,6 +26,7 @@ from chanprune.run_dir import (
     default_dir,
     look,
     only_process,
+    refuse_unwritable,
 )
 from chanprune.schema import validate
 
@@ -97,13 +98,16 @@ def _do(
         return _line(run_dir)
     if config["prune"]["widths"] is not None:
         kept_widths(Path(config["prune"]["widths"]))
+    cache_dir = Path(apart["cache"]["dir"]) if apart["cache"]["enabled"] else None
+    for key, folder in (("run.dir", run_dir), ("cache.dir", cache_dir)):
+        if folder is not None:
+            refuse_unwritable(key, folder)
     from chanprune.pipeline.files import write_text
     from chanprune.pipeline.prepare import prepare
     from chanprune.pipeline.provenance import describe_environment
     from chanprune.pipeline.run import run
 
     prepared = prepare(config)
-    cache_dir = _cache_dir(**apart["cache"])
     with only_process(run_dir):
         if found == "unfinished":
             print(f"{run_dir} holds this run, unfinished; it goes on where it was saved")
@@ -142,20 +146,6 @@ def _understood(composed: Mapping[str, Any]) -> tuple[dict[str, Any], Path, dict
     if apart["run"]["dir"] or apart["run"]["overwrite"]:
         raise UserError("resume=... goes on with a run as it was recorded; leave out run.*")
     return recorded, run_dir, apart
-
-
-def _cache_dir(dir: str, enabled: bool) -> Path | None:
-    """Return the directory of kept stages, which exists then, or None."""
-    if not enabled:
-        return None
-    try:
-        Path(dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cache.dir={dir} cannot be written ({error.strerror}); give another directory, or "
-            "cache.enabled=false"
-        ) from error
-    return Path(dir)
 
 
 def _refuse_changes(key: str, reason: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels import UnsupportedNetwork, trace
+from chanprune.channels import Plan, UnsupportedNetwork, compact, trace
 from tests.networks import SMALL, SMALL_SHAPE, TORCHVISION, TORCHVISION_SHAPE, conv_norm
 
 
@@ -199,9 +199,12 @@ def test_what_cannot_be_pruned_stays_whole_and_says_why(network, whole):
         assert reason in (graph.groups[name].fixed or "")
 
 
-def test_tracing_leaves_the_network_alone():
+def test_tracing_and_compacting_leave_the_network_alone():
     model = SMALL["chain"]().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    trace(model, SMALL_SHAPE)
-    assert model.training and all(module.training for module in model.modules())
+    frozen = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    frozen.eval()
+    graph = trace(model, SMALL_SHAPE)
+    compact(model, graph, Plan({}), absorb="bias")
+    assert [module for module in model.modules() if not module.training] == [frozen]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.graph import ChannelGraph, ChannelNumbers, Layer
+from chanprune.channels.modes import evaluating
 from chanprune.channels.plan import Plan
 
 
@@ -115,12 +116,10 @@ class _Constants(fx.Interpreter):
 
     def run_on_zeros(self) -> None:
         """Interpret the network for one image of zeros, in eval mode."""
-        was_training = self.module.training
-        self.module.eval()
         parameter = next(self.module.parameters())
         shape = (1, *self.input_shape)
-        self.run(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
-        self.module.train(was_training)
+        with evaluating(self.module):
+            self.run(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
 
     def run_node(self, n: fx.Node) -> Any:
         """Remember the node: what becomes of an output depends on who reads it."""

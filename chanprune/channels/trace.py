@@ -22,6 +22,7 @@ from chanprune.channels.copies import OF_COPIES, Copying
 from chanprune.channels.emptied import Constant
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.graph import ChannelGraph, ChannelNumbers, Layer, constant_layer
+from chanprune.channels.modes import evaluating
 from chanprune.channels.unite import Numbering
 
 Handler = Callable[["_Walk", fx.Node], ChannelNumbers | None]
@@ -42,7 +43,9 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
         UnsupportedNetwork: The network has control flow that depends on data, or an operation on
             channels whose effect is not known.
     """
-    traced = _trace_calls(model, input_shape)
+    with evaluating(model):
+        traced = _trace_calls(model)
+        _note_shapes(traced, model, input_shape)
     walk = _Walk(traced, _tied_modules(model))
     for node in traced.graph.nodes:
         walk.visit(node)
@@ -54,12 +57,10 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
     return ChannelGraph(groups, layers, traced.graph, tuple(input_shape))
 
 
-def _trace_calls(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModule:
-    was_training = model.training
-    model.eval()
+def _trace_calls(model: nn.Module) -> fx.GraphModule:
     tracer = _Tracer()
     try:
-        traced = fx.GraphModule(model, tracer.trace(model))
+        return fx.GraphModule(model, tracer.trace(model))
     except Exception as error:
         inside = list(tracer.module_stack.values()) or [("", type(model))]
         name, kind = inside[-1]
@@ -68,23 +69,20 @@ def _trace_calls(model: nn.Module, input_shape: Sequence[int]) -> fx.GraphModule
             f"{where} cannot be traced: {str(error).strip().splitlines()[0]}; its forward must not "
             "branch on the values of tensors"
         ) from error
-    finally:
-        model.train(was_training)
+
+
+def _note_shapes(traced: fx.GraphModule, model: nn.Module, input_shape: Sequence[int]) -> None:
     parameter = next(model.parameters(), torch.empty(0))
     try:
-        traced.eval()
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             shape = (2, *input_shape)
             images = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
-            _Shapes(traced).run(images)
+            _Shapes(traced.eval()).run(images)
     except Exception as error:
         raise UnsupportedNetwork(
             f"{type(model).__name__} does not take images of shape {tuple(input_shape)}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
-    finally:
-        model.train(was_training)
-    return traced
 
 
 class _Tracer(fx.Tracer):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from chanprune import ranks
-from chanprune.channels import Bank, ChannelGraph, rowwise_batch_norms
+from chanprune.channels import Bank, ChannelGraph, evaluating, rowwise_batch_norms
 from chanprune.errors import RunError
 from chanprune.methods import Method, PruneOptions, Step
 from chanprune.parallel import share_files, summed, whole_batch_norms
@@ -251,14 +251,12 @@ def _where(progress: Progress, options: TrainOptions) -> str:
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Batches) -> float:
     """Return the share of images that are classified correctly, in [0, 1]."""
-    was_training = model.training
-    model.eval()
     counts = torch.zeros(2, dtype=torch.long, device=_device(model))
-    for images, labels in batches.epoch(0):
-        logits = model(images.to(memory_format=torch.channels_last))
-        counts[0] += (logits.argmax(1) == labels).sum()
-        counts[1] += len(labels)
-    model.train(was_training)
+    with evaluating(model):
+        for images, labels in batches.epoch(0):
+            logits = model(images.to(memory_format=torch.channels_last))
+            counts[0] += (logits.argmax(1) == labels).sum()
+            counts[1] += len(labels)
     hits, seen = (int(number) for number in summed(counts))
     return hits / max(1, seen)
 

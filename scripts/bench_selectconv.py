@@ -2,8 +2,9 @@
 
     scripts/bench_selectconv.py [--json]
 
-In each network a fifth of the inputs of every 1x1 convolution read copies (accuracy mode), or some
-inputs of every selective convolution are released (compression mode). Forward and backward pass of
+In each network a fifth of the inputs of every 1x1 convolution (of every convolution, where there is
+none) read copies (accuracy mode), or some inputs of every selective convolution are released
+(compression mode). Forward and backward pass of
 all forms take turns, so that a busy machine slows them alike; the medians' ratios are what counts.
 """
 
@@ -45,6 +46,7 @@ WARMUP = 2
 NETWORKS: dict[str, dict[str, Any]] = {
     "densenet40": {"stem": 24, "bottleneck": True, "transition": "pool"},
     "preresnet164": {"shortcut": "zero_pad", "downsample": "pool"},
+    "vgg16": {},
 }
 
 
@@ -128,14 +130,13 @@ def network(name: str, device: str) -> Form:
 
 
 def with_copies(name: str, device: str) -> Form:
-    """Let a fifth of the inputs of each 1x1 convolution read copies, given away in four calls."""
+    """Let a fifth of the inputs of 1x1 convolutions read copies, given away in four calls."""
     model = network(name, device).model
     graph = trace(model, SHAPE)
     bank = Bank(model, graph, torch.optim.SGD(model.parameters(), lr=0.1))
     draws = torch.Generator().manual_seed(0)
-    for unit in selective_units(model, graph)[0]:
-        if not unit.is_pointwise:
-            continue
+    units = selective_units(model, graph)[0]
+    for unit in [unit for unit in units if unit.is_pointwise] or units:
         norm = model.get_submodule(unit.norm)
         assert isinstance(norm, nn.BatchNorm2d)
         width = norm.num_features

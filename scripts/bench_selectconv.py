@@ -4,8 +4,8 @@
 
 In each network a fifth of the inputs of every 1x1 convolution (of every convolution, where there is
 none) read copies (accuracy mode), or some inputs of every selective convolution are released
-(compression mode). Forward and backward pass of
-all forms take turns, so that a busy machine slows them alike; the medians' ratios are what counts.
+(compression mode). Forward and backward pass of all forms take turns, so that a busy machine slows
+them alike; the medians' ratios are what counts.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ MISTAKES = [
     ("model.head=fc51", "must be one of linear, fc512 (did you mean fc512?)"),
     ("train.schedule=[1,2", "train.schedule=[1,2: cannot be parsed"),
     ("train.milestones=[0.75,0.5]", "train.milestones=[0.75, 0.5]: must be ascending"),
-    ("cache.dir=/dev/null/x", "cannot be written: /dev/null is not a directory; give another"),
+    ("cache.dir=/dev/null/x", "cache.dir=/dev/null/x cannot be written: /dev/null is not a dir"),
     ("run.dir=/dev/null/x", "run.dir=/dev/null/x cannot be written: /dev/null is not a directory"),
     ("run.dir=[1]", "run.dir=[1]: must be text, or null"),
     ("prune=5", "prune=5: must be a section"),

@@ -23,8 +23,10 @@ from chanprune.channels import (
     trace,
     wiring,
 )
+from chanprune.channels.slicing import gather
 from chanprune.errors import UserError
 from chanprune.methods import SelectiveConvolution, Setting, Step
+from chanprune.methods.allocation import executed
 from chanprune.models import build
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.prepare import prepare
@@ -157,6 +159,83 @@ def test_every_slot_stays_open_where_there_are_copies_and_none_opens_again_elsew
     assert not pointwise & before.kept.keys()
     bank.activate(None)
     assert params == sum(p.numel() for p in network.model.parameters())
+
+
+def train(chosen, network, epochs=4, steps_per_epoch=3, seed=0):
+    """Train in float64, and return the bank with everything in place."""
+    model = network.model.double()
+    optimiser = make_optimiser(model, TrainOptions(**config()["train"]), chosen.weight_decays())
+    bank = Bank(model, network.graph, optimiser)
+    draws = torch.Generator().manual_seed(seed)
+    for step in steps(epochs):
+        for rewiring in chosen.rewirings(step):
+            bank.rewire(rewiring)
+        plan = chosen.active_channels(step)
+        if plan is not None:
+            bank.activate(plan)
+        for _ in range(steps_per_epoch):
+            images = torch.randn(8, 1, 16, 16, dtype=torch.float64, generator=draws)
+            labels = torch.randint(0, 5, (8,), generator=draws)
+            optimiser.zero_grad(set_to_none=True)
+            F.cross_entropy(model(images), labels).backward()
+            optimiser.step()
+    plan = bank.plan
+    bank.activate(None)
+    return bank, plan
+
+
+@pytest.mark.parametrize("model", [SMALL, DENSE], ids=lambda model: model["name"])
+def test_it_makes_no_difference_whether_released_channels_are_executed(model, monkeypatch):
+    found = []
+    for up_to in (0.0, 0.6, 1.0):
+        monkeypatch.setattr("chanprune.methods.allocation.GATHERED_UP_TO", up_to)
+        chosen, network = prepared(model, realloc=False, threshold=0.1)
+        found.append((chosen, *train(chosen, network)))
+    open_channels = found[0][0]._open
+    groups = found[0][1].graph.groups
+    streams = {name for name in open_channels if groups[name].gathered}
+    assert any(len(open_channels[name]) < groups[name].size for name in streams)
+    assert not streams & found[0][2].kept.keys() and streams <= found[2][2].kept.keys()
+    plan = Plan(open_channels)
+    for chosen, bank, _ in found[1:]:
+        assert chosen._open == open_channels
+        states = [
+            gather({k: v.detach() for k, v in own.model.state_dict().items()}, own.graph, plan)
+            for own in (found[0][1], bank)
+        ]
+        for name, tensor in states[0].items():
+            torch.testing.assert_close(states[1][name], tensor, atol=1e-10, rtol=1e-10)
+
+
+def test_what_was_released_and_is_executed_all_the_same_stays_zero():
+    chosen, network = prepared(realloc=False, threshold=0.1)
+    bank, plan = train(chosen, network)
+    some = False
+    for unit in chosen.units:
+        everything = range(bank.graph.groups[unit.group].size)
+        gone = sorted(set(everything) - set(chosen._open[unit.group]))
+        if unit.group in plan.kept or not gone:
+            continue
+        some = True
+        conv, norm = bank.model.get_submodule(unit.conv), bank.model.get_submodule(unit.norm)
+        for parameter in (conv.weight, norm.weight, norm.bias):
+            for tensor in (parameter, bank.optimiser.state[parameter]["momentum_buffer"]):
+                assert (tensor[:, gone] if tensor.dim() == 4 else tensor[gone]).eq(0).all()
+    assert some
+
+
+def test_a_stream_is_gathered_from_where_that_is_faster():
+    chosen, network = prepared(realloc=False)
+    groups = network.graph.groups
+    for share in (0.2, 0.6, 0.7, 1.0):
+        open_channels = {
+            unit.group: tuple(range(max(1, int(share * groups[unit.group].size))))
+            for unit in chosen.units
+        }
+        kept = executed(open_channels, network.graph).kept
+        for name, own in open_channels.items():
+            is_left_whole = groups[name].gathered and len(own) > 0.6 * groups[name].size
+            assert kept.get(name) == (None if is_left_whole else own)
 
 
 def test_decisions_are_the_same_wherever_they_are_taken():

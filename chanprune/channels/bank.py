@@ -79,14 +79,17 @@ class Bank:
 
         The output stays what it is without the released inputs, bit for bit, as the columns begin
         at zero. They, and the copies' shifts, begin without momentum; scales and shifts of the
-        norm take that of the slot they are copied from.
+        norm take that of the slot they are copied from. Without copies they become zero as well,
+        and so does every gradient of the channel, which is zero from then on.
         """
         self.changes += 1
-        weight = self._parameter(rewiring.conv, "weight")
-        weight[:, list(rewiring.released)] = 0
-        for moment in self._moments_of(weight):
-            moment[:, list(rewiring.released)] = 0
+        released = list(rewiring.released)
+        for tensor in self._with_moments(rewiring.conv, "weight"):
+            tensor[:, released] = 0
         if rewiring.copies is None:
+            for name in ("weight", "bias"):
+                for tensor in self._with_moments(rewiring.reader, name):
+                    tensor[released] = 0
             return
         reader = self.model.get_submodule(rewiring.reader)
         assert isinstance(reader, Copying)
@@ -98,8 +101,9 @@ class Bank:
             for moment in self._moments_of(reader.get_parameter(name)):
                 moment[slots] = moment[like]
 
-    def _parameter(self, module: str, name: str) -> nn.Parameter:
-        return self.model.get_submodule(module).get_parameter(name)
+    def _with_moments(self, module: str, name: str) -> list[Tensor]:
+        parameter = self.model.get_submodule(module).get_parameter(name)
+        return [parameter, *self._moments_of(parameter)]
 
     def _moments_of(self, parameter: nn.Parameter) -> list[Tensor]:
         state = self.optimiser.state.get(parameter, {})

@@ -46,7 +46,8 @@ class Rewiring:
 
     Attributes:
         conv: Name of the convolution.
-        reader: Name of the layer that has the copies: the batch norm in front of it, or itself.
+        reader: Name of the layer that has the copies: the batch norm in front of it, or itself;
+            the batch norm if there are none.
         released: Its columns that become zero.
         copies: What some of them serve from now on; None: they are released for good.
     """

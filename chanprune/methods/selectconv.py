@@ -10,6 +10,9 @@ Follows the authors' code where it differs from their slides (order of release, 
 alone have copies), less its defects: copies of one channel are counted while they are given away,
 the columns begin without the momentum of what they were, an output that nothing reads any more
 holds back no input, and at least one input stays open.
+
+A channel that is released for good is zero from then on: column, scale, shift and their gradients.
+So it may still be executed, where leaving it out would cost time (`executed`).
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from chanprune.channels import (
 from chanprune.channels.damage import shares
 from chanprune.channels.selection import first_of
 from chanprune.errors import UserError
-from chanprune.methods.allocation import copies_for, released
+from chanprune.methods.allocation import copies_for, executed, released
 from chanprune.methods.base import Method, PruneOptions, Setting, Step
 
 
@@ -109,7 +112,7 @@ class SelectiveConvolution(Method):
                 "method.shift=post makes larger kernels of 1x1 convolutions; those of others would "
                 "differ at the border, so take method.scope=pointwise, or method.shift=pre"
             )
-        self.model, self.seed = model, setting.seed
+        self.model, self.graph, self.seed = model, graph, setting.seed
         self.units, others = selective_units(model, graph)
         if not self.units:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(others.items())[:3])
@@ -147,11 +150,11 @@ class SelectiveConvolution(Method):
         return [self._rewire(unit) for unit in self.units]
 
     def active_channels(self, step: Step) -> Plan | None:
-        """Leave out what was released for good."""
+        """Leave out what was released for good, where that is faster."""
         if not self._is_new:
             return None
         self._is_new = False
-        return Plan(self._open)
+        return executed(self._open, self.graph)
 
     def after_epoch(self, step: Step) -> dict[str, float]:
         """Report what was released and re-allocated in front of this epoch, and shifts so far."""
@@ -231,16 +234,12 @@ class SelectiveConvolution(Method):
         return expected_damage(conv, norm, unit.map_size, self.options, index).cpu()
 
     def _rewire(self, unit: Unit) -> Rewiring:
-        """Decide about one convolution, whose tensors hold what is open."""
+        """Decide about one convolution, whose tensors hold all its inputs, or what is open."""
         damage = self._damage(self.model, unit)
+        if not self._may_copy(unit):
+            return self._release(unit, damage)
         free = released(damage, self.threshold, self.order)
         self._counts["released"][unit.conv] = len(free)
-        if not self._may_copy(unit):
-            if free:
-                gone, own = set(free), self._open[unit.group]
-                self._open[unit.group] = [c for i, c in enumerate(own) if i not in gone]
-                self._is_new = True
-            return Rewiring(unit.conv, unit.norm, free)
         reader = self.model.get_submodule(self._reader(unit))
         assert isinstance(reader, Copying)
         copies = copies_for(
@@ -254,6 +253,18 @@ class SelectiveConvolution(Method):
         )
         self._counts["reallocated"][unit.conv] = len(copies.slots)
         return Rewiring(unit.conv, self._reader(unit), copies.slots, copies)
+
+    def _release(self, unit: Unit, damage: Tensor) -> Rewiring:
+        """Release inputs of one convolution for good."""
+        own = self._open[unit.group]
+        places = own if len(damage) > len(own) else list(range(len(own)))
+        free = released(damage[places], self.threshold, self.order)
+        self._counts["released"][unit.conv] = len(free)
+        if free:
+            gone = set(free)
+            self._open[unit.group] = [c for i, c in enumerate(own) if i not in gone]
+            self._is_new = True
+        return Rewiring(unit.conv, unit.norm, [places[i] for i in free])
 
     def _generator(self, unit: Unit) -> torch.Generator:
         """Return random numbers that depend on seed, epoch and layer alone."""

@@ -99,8 +99,8 @@ def copies_for(
 def executed(open_channels: Mapping[str, Sequence[int]], graph: ChannelGraph) -> Plan:
     """Return what training executes while `open_channels` are open and the others are zero.
 
-    What is released is left out, unless it would have to be gathered from a stream of which more
-    than three fifths are open: so large a gather takes longer than the channels that it saves
+    What is released is left out, unless what is open would be gathered from a stream and is more
+    than three fifths of it: so large a gather takes longer than the channels that it saves
     (`docs/results/selectconv_densenet40_cifar10.md`).
 
     Args:

@@ -4,8 +4,9 @@
 
 In each network a fifth of the inputs of every 1x1 convolution (of every convolution, where there is
 none) read copies (accuracy mode), or some inputs of every selective convolution are released
-(compression mode). Forward and backward pass of all forms take turns, so that a busy machine slows
-them alike; the medians' ratios are what counts.
+(compression mode). Images have 32 x 32 pixels; ImageNet's ResNet-50 gets 224 x 224, in an eighth of
+the batch. Forward and backward pass of all forms take turns, so that a busy machine slows them
+alike; the medians' ratios are what counts.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from chanprune.channels import (
 from chanprune.methods.allocation import copies_for, executed
 from chanprune.models import build
 
-SHAPE = (3, 32, 32)
+IMAGE_SIZE = {"preresnet50": 224}
 REALLOCATED = 0.2
 CALLS = 4
 RELEASED = (0.2, 0.5, 0.8)
@@ -47,6 +48,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "densenet40": {"stem": 24, "bottleneck": True, "transition": "pool"},
     "preresnet164": {"shortcut": "zero_pad", "downsample": "pool"},
     "vgg16": {},
+    "preresnet50": {},
 }
 
 
@@ -103,9 +105,10 @@ def main() -> None:
 def measure(name: str, options: argparse.Namespace, result: dict[str, dict[str, Any]]) -> None:
     """Time all forms of one network."""
     torch.manual_seed(0)
-    images = torch.randn(options.batch, *SHAPE, device=options.device)
+    batch = max(1, options.batch // 8) if name in IMAGE_SIZE else options.batch
+    images = torch.randn(batch, *shape_of(name), device=options.device)
     images = images.to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (options.batch,), device=options.device)
+    labels = torch.randint(0, 10, (batch,), device=options.device)
     forms = {"plain": network(name, options.device), "copies": with_copies(name, options.device)}
     physical = {"plain": forms["plain"]}
     for share in RELEASED:
@@ -127,18 +130,25 @@ def measure(name: str, options: argparse.Namespace, result: dict[str, dict[str, 
     result["physical_time_ratio"][name] = {key: run[key] / run["plain"] for key in released}
 
 
+def shape_of(name: str) -> tuple[int, int, int]:
+    """Return the shape of a network's images."""
+    size = IMAGE_SIZE.get(name, 32)
+    return 3, size, size
+
+
 def network(name: str, device: str) -> Form:
     """Build the plain network."""
     torch.manual_seed(0)
-    model = build(name, num_classes=10, in_channels=3, image_size=32, **NETWORKS[name])
+    shape = shape_of(name)
+    model = build(name, num_classes=10, in_channels=3, image_size=shape[1], **NETWORKS[name])
     model.to(device, memory_format=torch.channels_last)
-    return Form(model, count(model, SHAPE).macs)
+    return Form(model, count(model, shape).macs)
 
 
 def with_copies(name: str, device: str) -> Form:
     """Let a fifth of the inputs of 1x1 convolutions read copies, given away in four calls."""
     model = network(name, device).model
-    graph = trace(model, SHAPE)
+    graph = trace(model, shape_of(name))
     bank = Bank(model, graph, torch.optim.SGD(model.parameters(), lr=0.1))
     draws = torch.Generator().manual_seed(0)
     units = selective_units(model, graph)[0]
@@ -156,13 +166,13 @@ def with_copies(name: str, device: str) -> Form:
                 damage, slots, index, is_copy, top=3, max_copies=None, generator=draws
             )
             bank.rewire(Rewiring(unit.conv, unit.norm, slots, copies))
-    return Form(model, count(model, SHAPE).macs)
+    return Form(model, count(model, shape_of(name)).macs)
 
 
 def without(name: str, share: float, device: str) -> tuple[Form, Form]:
     """Release a share of the inputs of each selective convolution, in training and physically."""
     model = network(name, device).model
-    graph = trace(model, SHAPE)
+    graph = trace(model, shape_of(name))
     draws = torch.Generator().manual_seed(0)
     bank = Bank(model, graph, torch.optim.SGD(model.parameters(), lr=0.1))
     kept = {}
@@ -175,7 +185,7 @@ def without(name: str, share: float, device: str) -> tuple[Form, Form]:
     small = compact(model, graph, Plan(kept), check=False).model
     small.to(memory_format=torch.channels_last)
     bank.activate(executed(kept, graph))
-    return Form(model, bank.macs, bank), Form(small, count(small, SHAPE).macs)
+    return Form(model, bank.macs, bank), Form(small, count(small, shape_of(name)).macs)
 
 
 def step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:

@@ -49,7 +49,7 @@ def draw_rewirings(path: Path, metrics: Sequence[Mapping[str, Any]], title: str)
     for axes, (what, (layers, table)) in zip(all_axes[0], panels.items(), strict=True):
         extent = (*epochs, len(layers) - 0.5, -0.5)
         image = axes.imshow(table, aspect="auto", cmap="magma_r", extent=extent, vmin=0)
-        figure.colorbar(image, ax=axes, label="channels")
+        figure.colorbar(image, ax=axes, label="channels", ticks=MaxNLocator(integer=True))
         every = -(-len(layers) // LABELLED)
         axes.set_yticks(
             range(0, len(layers), every), [short(n) for n in layers[::every]], fontsize=6

@@ -39,7 +39,7 @@ from chanprune.channels import (
 from chanprune.methods.allocation import copies_for, executed
 from chanprune.models import build
 
-IMAGE_SIZE = {"preresnet50": 224}
+IMAGE_SIZE = 32
 REALLOCATED = 0.2
 CALLS = 4
 RELEASED = (0.2, 0.5, 0.8)
@@ -48,7 +48,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "densenet40": {"stem": 24, "bottleneck": True, "transition": "pool"},
     "preresnet164": {"shortcut": "zero_pad", "downsample": "pool"},
     "vgg16": {},
-    "preresnet50": {},
+    "preresnet50": {"image_size": 224},
 }
 
 
@@ -105,8 +105,9 @@ def main() -> None:
 def measure(name: str, options: argparse.Namespace, result: dict[str, dict[str, Any]]) -> None:
     """Time all forms of one network."""
     torch.manual_seed(0)
-    batch = max(1, options.batch // 8) if name in IMAGE_SIZE else options.batch
-    images = torch.randn(batch, *shape_of(name), device=options.device)
+    shape = shape_of(name)
+    batch = options.batch if shape[1] == IMAGE_SIZE else max(1, options.batch // 8)
+    images = torch.randn(batch, *shape, device=options.device)
     images = images.to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (batch,), device=options.device)
     forms = {"plain": network(name, options.device), "copies": with_copies(name, options.device)}
@@ -132,17 +133,18 @@ def measure(name: str, options: argparse.Namespace, result: dict[str, dict[str, 
 
 def shape_of(name: str) -> tuple[int, int, int]:
     """Return the shape of a network's images."""
-    size = IMAGE_SIZE.get(name, 32)
+    size = NETWORKS[name].get("image_size", IMAGE_SIZE)
     return 3, size, size
 
 
 def network(name: str, device: str) -> Form:
     """Build the plain network."""
     torch.manual_seed(0)
-    shape = shape_of(name)
-    model = build(name, num_classes=10, in_channels=3, image_size=shape[1], **NETWORKS[name])
+    model = build(
+        name, num_classes=10, in_channels=3, **{"image_size": IMAGE_SIZE, **NETWORKS[name]}
+    )
     model.to(device, memory_format=torch.channels_last)
-    return Form(model, count(model, shape).macs)
+    return Form(model, count(model, shape_of(name)).macs)
 
 
 def with_copies(name: str, device: str) -> Form:

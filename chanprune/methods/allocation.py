@@ -1,4 +1,7 @@
-"""Which input channels a layer releases, and what takes their place: pure decisions on numbers."""
+"""Which input channels a layer releases, what takes their place, and which are still executed.
+
+Pure decisions: they change nothing.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ from chanprune import cli, data
 from chanprune.channels import Plan, count, count_plan, prefix_plan, trace
 from chanprune.channels.counting import Counts
 from chanprune.control import CONTROLS
-from chanprune.data.imagefolder import EXTENSIONS, Archive
+from chanprune.data.archive import Archive
+from chanprune.data.folder_index import index_of
 from chanprune.errors import RunError, UserError, one_line
 from chanprune.methods import METHODS, PruneOptions, Setting
 from chanprune.models import architecture, build
@@ -216,9 +217,9 @@ class Job:
         root = Path(dataset.get("root", ""))
         number, held = self.sets[dataset["name"]]["images"], dataset["val_share"]
         if dataset["name"] == "imagefolder" and root.exists():
-            files = [PurePosixPath(member) for member in Archive(root).members()]
-            images = [f.parts[0] for f in files if f.suffix.lower() in EXTENSIONS]
-            number, held = images.count("train"), 0 if "val" in images else held
+            splits = index_of(Archive(root)).splits
+            number = sum(len(images) for images in splits["train"].values())
+            held = 0 if "val" in splits else held
         return round(number * dataset["share"] * (1 - held))
 
     def shape(self, row: Row, config: Mapping[str, Any]) -> tuple[tuple[int, int, int], int]:

@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import os
 import zipfile
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import torch
 from PIL import Image
 
 from chanprune import data
+from chanprune.data import image as images_of
+from chanprune.data.archive import MAX_FILE
 from chanprune.data.batches import augment
 from chanprune.data.source import stratified, stratified_split
 from chanprune.errors import RunError, UserError
+from chanprune.pipeline.model_file import Preprocessing
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(os.environ.get("CHANPRUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DIGITS = {"image_size": 16, "pad": 2, "flip": False, "workers": 0}
 
 
@@ -328,6 +332,276 @@ def test_damaged_archives_are_refused(tmp_path):
     path.write_bytes(whole[:middle] + bytes(40) + whole[middle + 40 :])
     with pytest.raises(UserError, match=r"the image train/bee/05.PNG cannot be read"):
         data.load("imagefolder", seed=0, root=str(path))
+
+
+def linked(path: Path) -> Path:
+    """Put a class folder elsewhere, with a link in its place and one that leads in a circle."""
+    (path / "train" / "bee").rename(path.parent / "bees")
+    (path / "train" / "bee").symlink_to(path.parent / "bees")
+    (path / "train" / "bee" / "circle").symlink_to(path)
+    return path
+
+
+def around(members: dict[str, bytes]) -> dict[str, bytes]:
+    return {f"photos/{name}": content for name, content in members.items()}
+
+
+def with_splits(**names: str):
+    def change(members: dict[str, bytes]) -> dict[str, bytes]:
+        split = {name: name.partition("/")[0] for name in members}
+        return {
+            name.replace(split[name], names.get(split[name], split[name]), 1): content
+            for name, content in members.items()
+        }
+
+    return change
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [around, with_splits(train="Train", test="TEST"), with_splits(train="training")],
+)
+def test_a_folder_on_top_and_other_names_of_splits_change_nothing(tmp_path, as_zip, change):
+    plain = make_archive(tmp_path, as_zip=True)
+    other = write_archive(tmp_path, change(read_archive(plain)), as_zip=as_zip)
+    one, two = (data.load("imagefolder", seed=0, root=str(path)) for path in (plain, other))
+    for split in ("train", "val", "test"):
+        assert one.splits[split].images.equal(two.splits[split].images)
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "Val"])
+def test_a_validation_split_is_known_by_its_usual_names(tmp_path, name):
+    members = read_archive(make_archive(tmp_path, as_zip=True))
+    members |= {k.replace("test", name): v for k, v in members.items() if k.startswith("test")}
+    dataset = data.load("imagefolder", seed=0, root=str(write_archive(tmp_path, members, as_zip=0)))
+    assert {key: len(s.labels) for key, s in dataset.splits.items()} == {
+        "train": 24,
+        "val": 8,
+        "test": 8,
+    }
+
+
+def test_links_to_class_folders_are_followed_but_not_in_circles(tmp_path):
+    path = make_archive(tmp_path, as_zip=False)
+    before = data.load("imagefolder", seed=0, root=str(path))
+    after = data.load("imagefolder", seed=0, root=str(linked(path)))
+    assert before.splits["train"].images.equal(after.splits["train"].images)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_every_file_that_is_not_read_is_counted_with_the_reason(tmp_path, as_zip):
+    members = read_archive(make_archive(tmp_path, as_zip=True))
+    whole = data.load("imagefolder", seed=0, root=str(make_archive(tmp_path, as_zip=True)))
+    some = members["train/ant/00.png"]
+    extra = {
+        **{f"train/ant/deep/{i}.png": some for i in range(3)},
+        **{f"train/ant/{i}.heic": some for i in range(2)},
+        **{"train/lost.png": some, "spare/ant/0.png": some},
+    }
+    path = write_archive(tmp_path, members | extra, as_zip=as_zip)
+    dataset = data.load("imagefolder", seed=0, root=str(path))
+    assert dataset.splits["train"].images.equal(whole.splits["train"].images)
+    told = " ".join(dataset.notes)
+    for expected in (
+        "3 files in folders below a class are not read (3 .png",
+        "3 files whose names are not those of images that are read are not read (2 .heic, 1 .txt",
+        "1 file in no class folder is not read (1 .png; train/lost.png)",
+        "2 files outside of train, val and test are not read",
+    ):
+        assert expected in told
+    number = sum(int(note.split()[0]) for note in dataset.notes)
+    read = sum(len(split.labels) for split in dataset.splits.values())
+    assert number + read == len(members | extra)
+
+
+def test_what_has_train_and_val_alone_is_told_what_to_do(tmp_path):
+    members = with_splits(test="val")(read_archive(make_archive(tmp_path, as_zip=True)))
+    path = write_archive(tmp_path, members, as_zip=False)
+    with pytest.raises(UserError, match="no test split; .*rename its folder to test"):
+        data.describe("imagefolder", root=str(path))
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    members = read_archive(make_archive(tmp_path, as_zip=True))
+    members |= {k.replace("test", "testing"): v for k, v in members.items()}
+    path = write_archive(tmp_path, members, as_zip=False)
+    with pytest.raises(UserError, match="has test and testing, which are both a test split"):
+        data.describe("imagefolder", root=str(path))
+
+
+PHOTO = Image.fromarray(np.random.default_rng(1).integers(0, 256, (12, 18, 3), dtype=np.uint8))
+RAMP = Image.fromarray(np.linspace(0, 65535, 216).astype(np.uint16).reshape(12, 18))
+
+
+def palette_with_transparency() -> Image.Image:
+    image = PHOTO.quantize(64)
+    image.info["transparency"] = bytes(range(64))
+    return image
+
+
+PICTURES = {
+    "RGB.png": PHOTO,
+    "gray.png": PHOTO.convert("L"),
+    "bits.png": PHOTO.convert("1"),
+    "palette.png": PHOTO.quantize(64),
+    "palette.gif": PHOTO.quantize(64),
+    "clear.png": palette_with_transparency(),
+    "RGBA.png": PHOTO.convert("RGBA"),
+    "LA.png": PHOTO.convert("LA"),
+    "CMYK.jpg": PHOTO.convert("CMYK"),
+    "sixteen.png": RAMP,
+    "sixteen.tif": RAMP,
+    "plain.bmp": PHOTO,
+    "plain.ppm": PHOTO,
+    "plain.webp": PHOTO,
+    "YCbCr.tif": PHOTO.convert("YCbCr"),
+}
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_user_s_image_becomes_what_training_saw_of_the_file(tmp_path, name, orientation):
+    """Whatever its mode, format and orientation, also resized."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    # Pillow turns an uncompressed 16-bit TIFF the wrong way if it opens it by its path.
+    kind = Image.registered_extensions()[Path(name).suffix]
+    PICTURES[name].save(file, kind, exif=exif, compression="tiff_deflate")
+    members = {f"{s}/a/{i}.{name}": file.getvalue() for s in ("train", "test") for i in range(2)}
+    root = write_archive(tmp_path, members, as_zip=False)
+    for size in (12, 9):
+        dataset = data.load("imagefolder", seed=0, root=str(root), image_size=size, val_share=0.5)
+        batches = data.eval_batches(dataset, "train", batch_size=1, device="cpu")
+        ((seen, _),) = batches.epoch(0)
+        transform = Preprocessing(dataset.info.input_shape, dataset.mean, dataset.std).transform()
+        with Image.open(root / f"train/a/0.{name}") as opened:
+            torch.testing.assert_close(transform(opened), seen[0])
+
+
+def test_sixteen_bit_images_are_scaled_to_eight():
+    seen = images_of.pixels(RAMP, 1)
+    expected = (np.asarray(RAMP).astype(float) / 257).round()
+    assert np.array_equal(seen[0].numpy(), expected) and seen.max() == 255
+
+
+def test_transparency_is_dropped_and_gray_is_the_same_in_colour():
+    assert images_of.pixels(PHOTO.convert("RGBA"), 3).equal(images_of.pixels(PHOTO, 3))
+    gray = images_of.pixels(PHOTO.convert("L"), 1)
+    assert images_of.pixels(PHOTO.convert("L"), 3).equal(gray.expand(3, -1, -1))
+
+
+def test_orientation_turns_the_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    PHOTO.save(tmp_path / "x.png", exif=exif)
+    with Image.open(tmp_path / "x.png") as opened:
+        upright = images_of.pixels(opened, 3)
+    assert upright.equal(images_of.pixels(PHOTO, 3).flip(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (Image.new("I", (4, 4)), "32-bit integers, whose range is not known"),
+        (Image.new("F", (4, 4)), "floating-point numbers, whose range is not known"),
+        (Image.new("La", (4, 4)), "its mode is La"),
+        (Image.new("1", (13_000, 13_000)), "13,000 x 13,000 pixels, and"),
+    ],
+)
+def test_images_that_cannot_be_meant_are_refused(image, reason):
+    with pytest.raises(UserError, match=reason):
+        images_of.pixels(image, 3)
+
+
+@pytest.mark.parametrize("odd", [np.zeros((4, 4, 3), np.uint8), torch.zeros(3, 4, 4), "seven.png"])
+def test_what_is_no_image_is_no_image(odd):
+    with pytest.raises(TypeError, match="an image"):
+        images_of.pixels(odd, 3)
+
+
+def test_a_tensor_is_taken_as_its_image_is():
+    tensor = images_of.pixels(PHOTO, 3)
+    transform = Preprocessing((3, 9, 9), (0.5,) * 3, (0.2,) * 3).transform()
+    assert transform(tensor).equal(transform(PHOTO))
+    assert transform(torch.stack([tensor, tensor.flip(2)]))[0].equal(transform(PHOTO))
+
+
+def huge_member(members: dict[str, bytes]) -> dict[str, bytes]:
+    return {**members, "train/bee/zz.png": members["train/bee/00.png"] + bytes(MAX_FILE)}
+
+
+def many_pixels(members: dict[str, bytes]) -> dict[str, bytes]:
+    file = io.BytesIO()
+    Image.new("1", (13_000, 13_000)).save(file, "PNG")
+    return {**members, "train/bee/zz.png": file.getvalue()}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(huge_member, "it has 512 MiB, and 512 are the most"), (many_pixels, "13,000 x 13,000")],
+)
+def test_one_member_of_an_archive_cannot_fill_the_memory(tmp_path, change, reason):
+    members = change(read_archive(make_archive(tmp_path, as_zip=True)))
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    del members
+    with pytest.raises(UserError, match=f"train/bee/zz.png cannot be read .*{reason}"):
+        data.load("imagefolder", seed=0, root=str(path))
+
+
+def test_what_is_neither_a_folder_nor_a_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for root in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match="is neither a directory nor a file"):
+            data.describe("imagefolder", root=str(root))
+    path = make_archive(tmp_path, as_zip=False)
+    (path / "train/bee/00.png").unlink()
+    os.mkfifo(path / "train/bee/00.png")
+    with pytest.raises(UserError, match="00.png cannot be read .it is no regular file"):
+        data.load("imagefolder", seed=0, root=str(path))
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_the_digest_is_that_of_the_images_and_labels(tmp_path, as_zip, memory_limit):
+    """Not of their place; another pixel, label, image or class is another data set."""
+    images = read_archive(make_archive(tmp_path, as_zip=True)).items()
+    members = {name: content + bytes(number) for number, (name, content) in enumerate(images)}
+
+    def digest(changed: dict[str, bytes]) -> str:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        path = write_archive(folder, changed, as_zip=as_zip)
+        dataset = data.load("imagefolder", seed=0, root=str(path), memory_limit=memory_limit)
+        return dataset.digest()
+
+    one, two = "train/ant/00.png", "train/bee/03.png"
+    other = {
+        "two images swapped": {**members, one: members[two], two: members[one]},
+        "one image less": {k: v for k, v in members.items() if k != one},
+        "one image more": {**members, "train/ant/99.png": members[one]},
+        "another class": {k.replace("/bee/", "/cow/"): v for k, v in members.items()}
+        | {k.replace("/bee/", "/emu/"): v for k, v in members.items() if "/bee/" in k},
+        "another test image": {**members, "test/ant/00.png": members[one]},
+    }
+    digests = [digest(members), *map(digest, other.values())]
+    assert digest(members) == digests[0]
+    assert len(set(digests)) == len(digests)
+
+
+def test_times_notice_what_is_written_with_the_same_size(tmp_path):
+    path = make_archive(tmp_path, as_zip=False)
+    file = path / "train/ant/00.png"
+    dataset = data.load("imagefolder", seed=0, root=str(path), memory_limit=0)
+    before = dataset.times()
+    about = file.stat()
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert dataset.times() != before
 
 
 def test_paths_that_do_not_exist_are_refused(tmp_path):

@@ -19,7 +19,7 @@ ALLOWED = {
     "channels": set(),
     "parallel": {"ranks", "errors", "channels"},
     "models": {"errors", "channels"},
-    "data": {"errors", "channels"},
+    "data": {"digest", "errors", "channels"},
     "methods": {"errors", "channels", "parallel"},
     "pipeline": {
         *("ranks", "digest", "errors", "parallel", "cache"),

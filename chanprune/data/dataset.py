@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from chanprune.data.source import MemorySource, Source, stratified, stratified_split
+from chanprune.digest import digest
 
 STREAM_SAMPLE = 10_000
 SplitName = Literal["train", "val", "test"]
@@ -58,6 +59,7 @@ class Dataset:
         splits: "train", "val", "test" -> images.
         options: Augmentation and loading.
         streams: Whether images are read from their source batch by batch.
+        notes: What is to be said of it, such as files that are not read.
     """
 
     name: str
@@ -67,6 +69,19 @@ class Dataset:
     splits: dict[SplitName, Source]
     options: Options
     streams: bool
+    notes: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Return a hash of all labels and images, the same wherever they are.
+
+        Images in memory are hashed by their pixels, streamed files by names and sizes and the
+        checksums that a zip archive holds.
+        """
+        return digest([split.digest() for split in self.splits.values()], 32)
+
+    def times(self) -> str:
+        """Return a hash that also changes when a streamed file of a directory is written."""
+        return digest([split.times() for split in self.splits.values()], 32)
 
     def on(self, device: torch.device | str) -> Dataset:
         """Return the data set with its images on `device`, unless they are streamed."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from chanprune.data.image import fit
 from chanprune.errors import UserError
 
 
@@ -28,6 +29,12 @@ class Source(Protocol):
 
     def in_memory(self) -> MemorySource:
         """Return all images as one tensor."""
+
+    def digest(self) -> str:
+        """Return a hash of labels and images that is the same wherever they are."""
+
+    def times(self) -> str:
+        """Return a hash that changes with every change of files which `digest` may miss."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +56,20 @@ class MemorySource:
         """Return itself."""
         return self
 
+    def digest(self) -> str:
+        """Return a hash of labels and pixels."""
+        hashed = hashlib.sha256(self.labels.cpu().numpy().tobytes())
+        hashed.update(repr(tuple(self.images.shape)).encode())
+        hashed.update(self.images.cpu().contiguous().numpy().data)
+        return hashed.hexdigest()
+
+    def times(self) -> str:
+        """Return the same for all: every pixel is in the digest."""
+        return ""
+
     def resized(self, size: int) -> MemorySource:
-        """Return the images at `size` x `size` pixels (bilinear)."""
-        if self.images.shape[-1] == size and self.images.shape[-2] == size:
-            return self
-        parts = [
-            F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
-            .round_()
-            .clamp_(0, 255)
-            .byte()
-            for part in self.images.split(4096)
-        ]
-        return MemorySource(torch.cat(parts), self.labels)
+        """Return the images at `size` x `size` pixels."""
+        return MemorySource(fit(self.images, size), self.labels)
 
 
 def stratified_split(

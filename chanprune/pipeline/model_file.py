@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from chanprune.channels import (
     rewire,
     trace,
 )
+from chanprune.data.image import fit, pixels
 from chanprune.errors import UserError
 from chanprune.models import build_skeleton
 from chanprune.pipeline.files import write_json, write_tensors
@@ -41,7 +43,7 @@ LEVEL = "level:"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns an image into the network's input.
+    """What turns an image into the network's input, as training did.
 
     Attributes:
         input_shape: (C, H, W).
@@ -54,17 +56,18 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def transform(self) -> v2.Compose:
-        """Return a transform from a PIL image or a uint8 tensor to a normalised float tensor."""
+        """Return a transform from an image, see `pixels`, to the network's input.
+
+        It takes a PIL image or a uint8 tensor (..., C, H, W) of any size, and returns a normalised
+        float tensor of `input_shape`, with the leading dimensions of a tensor.
+        """
         from torchvision.transforms import v2
 
         channels, height, _ = self.input_shape
-        colour = v2.Grayscale() if channels == 1 else v2.RGB()
         return v2.Compose(
             [
-                v2.ToImage(),
-                colour,
-                v2.Resize(height, antialias=True),
-                v2.CenterCrop(height),
+                partial(pixels, channels=channels),
+                partial(fit, size=height),
                 v2.ToDtype(torch.float32, scale=True),
                 v2.Normalize(list(self.mean), list(self.std)),
             ]
@@ -120,10 +123,10 @@ def load(path: str | Path) -> nn.Module:
         path: A run directory, or the model.json or model.safetensors in it.
 
     Returns:
-        The network, with `input_shape` (C, H, W), `class_names`, and `preprocess`, a transform from
-        a PIL image or uint8 tensor (C, H, W) to what the network takes. `set_fidelity(level)` lets
-        it compute with the first share of its channels, which is of use after multi-fidelity
-        fine-tuning; `extract` makes that smaller network stand alone.
+        The network, with `input_shape` (C, H, W), `class_names`, and `preprocess`, which turns a
+        PIL image or uint8 tensor (C, H, W) into its input, see `pixels`.
+        `set_fidelity(level)` lets it compute with the first share of its channels, which is of use
+        after multi-fidelity fine-tuning; `extract` makes that smaller network stand alone.
 
     Raises:
         UserError: There is no such model, or it is damaged.

@@ -5,6 +5,8 @@ import shutil
 import signal
 
 import pytest
+import torch
+import torchvision
 
 from chanprune.pipeline.loop import _Training
 from chanprune.pipeline.prepare import prepare
@@ -12,11 +14,13 @@ from chanprune.pipeline.reuse import training_depends_on
 from chanprune.pipeline.run import run
 from tests.commands import call
 from tests.networks import but_slow
+from tests.test_data import make_archive
 from tests.test_pipeline import changed, execute
 from tests.test_resume import RUNS, assert_same_end, command, lines, wait_for
 
 OTHERWISE = {"finetune": {"lr": 0.02}, "prune": {"ratio": 0.3, "threshold": 0.7}}
 LEVELS = {"method": {"levels": [0.25, 1.0], "level_statistics": 64}, "prune": {"order": True}}
+ROOMY = {"image_size": 32, "val_share": 0.2}
 TAKEN = ("slimming", "adam", "prioritized", "sandwich", "passes")
 
 
@@ -99,6 +103,51 @@ def test_the_key_holds_all_that_training_looks_at():
     assert len(set(seen)) == len(seen)
     cucb = {"method": {"name": "cucb", "explore": 7}}
     assert depends_on(**cucb) != depends_on(**cucb, prune={"ratio": 0.3})
+
+
+def key_of(**sections):
+    config = changed(**sections)
+    prepared = prepare(config)
+    return training_depends_on(config, prepared)
+
+
+def test_the_key_holds_the_images_and_not_their_place(tmp_path):
+    """Also where a mistake was put right: the images of two classes change places."""
+    path = make_archive(tmp_path, as_zip=False)
+    dataset = {**changed()["dataset"], "name": "imagefolder", "image_size": None, "val_share": 0.2}
+    for memory_limit in (2**30, 0):
+        options = {**dataset, "root": str(path), "memory_limit": memory_limit}
+        before = key_of(dataset=options)
+        moved = path.rename(tmp_path / "moved")
+        if memory_limit:
+            assert key_of(dataset={**options, "root": str(moved), "workers": 1}) == before
+        (moved / "train/ant").rename(moved / "train/x")
+        (moved / "train/bee").rename(moved / "train/ant")
+        (moved / "train/x").rename(moved / "train/bee")
+        moved.rename(path)
+        assert key_of(dataset=options) != before
+
+
+def test_the_key_holds_the_weights_and_not_their_place(tmp_path):
+    model = {"library": "torchvision", "name": "resnet18", "weights": None}
+    built = torchvision.models.resnet18(num_classes=10)
+    files = [tmp_path / name for name in ("one.pth", "two.pth", "other.pth")]
+    for file in files[:2]:
+        torch.save(built.state_dict(), file)
+    built.conv1.weight.data += 1
+    torch.save(built.state_dict(), files[2])
+    rgb = {"name": "imagefolder", "root": str(make_archive(tmp_path, as_zip=True)), **ROOMY}
+    keys = [key_of(model={**model, "weights": str(file)}, dataset=rgb) for file in files]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_the_key_holds_the_number_of_threads_which_changes_bits():
+    before, threads = key_of(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert key_of() != before
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_damaged_entry_is_trained_again_and_replaced(tmp_path, capsys):

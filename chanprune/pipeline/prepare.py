@@ -89,7 +89,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         channels_last(model)
     network = Network(model, graph, plan)
     selecting = _prune_options(config, graph)
-    prepared = Prepared(dataset, network, device, notes, selecting, built_from)
+    prepared = Prepared(dataset, network, device, (*dataset.notes, *notes), selecting, built_from)
     _rehearse(config, prepared)
     return prepared
 

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,7 +24,9 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import nn
 
+from chanprune import ranks
 from chanprune.cache import ABOUT, LOCK, MAKER
 from chanprune.digest import digest
 from chanprune.methods import METHODS
@@ -35,27 +36,55 @@ from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.prepare import Prepared
 from chanprune.pipeline.record import METRICS, Record
 
-FORMAT = 1  # to be raised when a checkpoint's layout, or what training does, changes
+FORMAT = 2  # to be raised when a checkpoint's layout, or what training does, changes
+PLACES = {"root", "weights", "run"}  # options that say where something is, not what
+WITHOUT_EFFECT = {"workers", "memory_limit"}
 
 
 def training_depends_on(config: Mapping[str, Any], prepared: Prepared) -> dict[str, Any]:
-    """Return everything that decides the bits of the first train stage."""
+    """Return everything that decides the bits of the first train stage.
+
+    Data and weights are known by what they are: by the digests of the images and of the network's
+    initial tensors.
+    """
     method = METHODS[config["method"]["name"]]
     own = {k: v for k, v in config["method"].items() if k not in method.after_training}
-    dataset, plan = prepared.dataset, prepared.network.plan.to_json()
-    labels = torch.cat([split.labels.cpu() for split in dataset.splits.values()])
+    dataset, network = prepared.dataset, prepared.network
+    options = {
+        section: {k: v for k, v in config[section].items() if k not in PLACES | WITHOUT_EFFECT}
+        for section in ("model", "dataset")
+    }
     return {
         "format": FORMAT,
         "torch": str(torch.__version__),
-        "device": prepared.device.type,
+        "processor": _processor(prepared.device),
+        "processes": ranks.count(),
         "seed": config["seed"],
-        "model": config["model"] if not plan else [prepared.architecture, plan],
-        "dataset": config["dataset"],
-        "images": [dataset.mean, dataset.std, zlib.crc32(labels.numpy().tobytes())],
+        **options,
+        "architecture": prepared.architecture,
+        "plan": network.plan.to_json(),
+        "tensors": _digest_of(network.model),
+        "images": [dataset.digest(), dataset.times(), dataset.mean, dataset.std, dataset.streams],
         "method": own if not method.trains_as else {"name": method.trains_as},
         "train": {k: v for k, v in config["train"].items() if k != "save_every_minutes"},
         "prune": asdict(prepared.prune) if method.trains_for_pruning else None,
     }
+
+
+def _processor(device: torch.device) -> list[str | int]:
+    """Name what computes: its kind, its number of threads and its vector instructions."""
+    if device.type == "cuda":
+        return ["cuda", torch.cuda.get_device_name(device)]
+    return [device.type, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
+
+
+def _digest_of(model: nn.Module) -> str:
+    """Return a hash of all tensors of a network."""
+    hashed = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        hashed.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 class StageCache:

@@ -16,8 +16,12 @@ from typing import Any
 
 import hydra
 import yaml
-from hydra._internal.utils import get_args_parser
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -25,13 +29,16 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from chanprune import ranks, sweep
 from chanprune.digest import digest
 from chanprune.errors import SIGNALS, Interrupted, RunError, UserError, one_line
-from chanprune.schema import SECTIONS, did_you_mean, not_a_section
+from chanprune.reading import text_of, yaml_of
+from chanprune.schema import OPTIONAL_PATHS, PATHS, SECTIONS, did_you_mean, not_a_section
 
 Task = Callable[[dict[str, Any]], Mapping[str, str] | None]
 Check = Callable[[dict[str, Any]], Path]
 QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
 QUIET += ["hydra/hydra_logging=none", "hydra.sweep.subdir=."]
 SWEEP_DIR = "hydra.sweep.dir="
+TRUST = "--trust-config"
+NOT_TAKEN = {"--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun"}
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w./@]*)=(.*)", re.DOTALL)
 OPTIONAL = {"experiment"}
 
@@ -62,15 +69,20 @@ def main(config_name: str, task: Task, check: Check | None = None) -> None:
 
 def _compose_and_run(config_name: str, task: Task, check: Check | None) -> None:
     folders = _config_folders(sys.argv[1:])
+    trusted = TRUST in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != TRUST]
     settings = [argument for argument in sys.argv[1:] if OVERRIDE.fullmatch(argument)]
     deletions = [argument for argument in sys.argv[1:] if argument.startswith("~")]
     flags = [a for a in sys.argv[1:] if a not in {*settings, *deletions}]
     sweeps = _are_sweep(flags) or any(a.startswith("hydra.mode=") for a in settings)
     overrides = [_checked(a, folders, sweeps) for a in settings if not _is_unset(a)]
     sys.argv[1:] = [*QUIET, *overrides, *deletions, *flags]
+    if len(folders) > 1 and not trusted:
+        with _hydra_errors():
+            _refuse_what_runs_code(config_name, folders, [*overrides, *deletions])
     if sweeps:
         with _sweep_folder(overrides, check) as folder, _hydra_errors():
-            _sweep(config_name, task, check, [*overrides, *deletions], folder)
+            _sweep(config_name, task, check, [*overrides, *deletions], folders, folder)
         return
     failure: list[BaseException] = []
 
@@ -87,18 +99,69 @@ def _compose_and_run(config_name: str, task: Task, check: Check | None) -> None:
         raise failure[0]
 
 
-def checked(arguments: Sequence[str]) -> list[str]:
-    """Check arguments KEY=VALUE, of which some may leave a choice; raises UserError."""
+def checked(arguments: Sequence[str], sweeps: bool = True) -> list[str]:
+    """Check arguments KEY=VALUE, of which some may leave a choice if it `sweeps`.
+
+    Raises:
+        UserError: One of them cannot be.
+    """
     for argument in arguments:
         if not OVERRIDE.fullmatch(argument):
             raise UserError(f"{argument}: must be KEY=VALUE; --help shows examples")
-    return [_checked(a, [config_dir()], sweeps=True) for a in arguments if not _is_unset(a)]
+    return [_checked(a, [config_dir()], sweeps) for a in arguments if not _is_unset(a)]
 
 
 def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Compose a configuration; raises UserError."""
     with _hydra_errors(), hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         return _plain(hydra.compose(config_name, list(overrides)))
+
+
+@contextlib.contextmanager
+def _composing(folders: Sequence[Path]) -> Iterator[None]:
+    """Let Hydra compose from our folder of configuration files, and from a user's behind it."""
+    with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
+        search = create_config_search_path(str(folders[0]))
+        for folder in folders[1:]:
+            place = f"file://{folder.absolute()}"
+            search.prepend("command-line", place, SearchPathQuery(provider="schema"))
+        GlobalHydra.instance().clear()
+        Hydra.create_main_hydra2("chanprune", search)
+        yield
+
+
+def _refuse_what_runs_code(
+    config_name: str, folders: Sequence[Path], overrides: Sequence[str]
+) -> None:
+    """Refuse a user's folder if it changes how Hydra itself works, by which it runs any code.
+
+    Raises:
+        UserError: A job would be configured otherwise for Hydra than the command line asks for.
+    """
+    with _composing(folders):
+        jobs = sweep.expand(overrides)
+        parts = [_hydra_part(config_name, job.overrides) for job in jobs]
+    with _composing(folders[:1]):
+        for job, part in zip(jobs, parts, strict=True):
+            asked = [o for o in job.overrides if o.lstrip("+~").startswith("hydra")]
+            try:
+                expected = _hydra_part(config_name, asked)
+            except HydraException:
+                expected = {}
+            for key in part:
+                if part[key] != expected.get(key):
+                    raise UserError(
+                        f"the files in --config-dir={folders[1]} set hydra.{key}, and by that they "
+                        f"can run any code; give {TRUST} too if you know who wrote them"
+                    )
+
+
+def _hydra_part(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what Hydra's own part of a configuration says, but for the names of the job."""
+    config = hydra.compose(config_name, list(overrides), return_hydra_config=True)
+    values: Any = OmegaConf.to_container(config.hydra, resolve=False)
+    job = {key: values["job"][key] for key in ("chdir", "env_set", "env_copy")}
+    return {**{k: v for k, v in values.items() if k not in {"runtime", "overrides"}}, "job": job}
 
 
 def _call_hydra(config_name: str, job: Callable[[DictConfig], None]) -> None:
@@ -139,10 +202,15 @@ def _sweep_folder(overrides: Sequence[str], check: Check | None) -> Iterator[Pat
 
 
 def _sweep(
-    config_name: str, task: Task, check: Check | None, overrides: Sequence[str], folder: Path
+    config_name: str,
+    task: Task,
+    check: Check | None,
+    overrides: Sequence[str],
+    folders: Sequence[Path],
+    folder: Path,
 ) -> None:
     """Check all jobs, launch them, and tell how they ended."""
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with _composing(folders):
         jobs = sweep.expand(overrides)
         if check is not None:
             sweep.check_jobs(jobs, config_name, partial(_on_plain, check))
@@ -185,6 +253,9 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 def _are_sweep(flags: list[str]) -> bool:
     """Tell whether the flags ask for several runs; refuse what is no flag of Hydra's."""
+    for flag in flags:
+        if flag.partition("=")[0] in NOT_TAKEN:
+            raise UserError(f"{flag}: not taken here; --config-dir=FOLDER adds files of your own")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -207,6 +278,7 @@ def _is_unset(argument: str) -> bool:
 
 def _checked(argument: str, folders: list[Path], sweeps: bool) -> str:
     """Check one KEY=VALUE; let a key that Hydra does not know pass on to the schema."""
+    argument = _quoted(argument, sweeps)
     _, key, value = re.fullmatch(OVERRIDE, argument).groups()  # type: ignore[union-attr]
     try:
         parsed = OverridesParser.create().parse_override(argument)
@@ -228,7 +300,38 @@ def _checked(argument: str, folders: list[Path], sweeps: bool) -> str:
             listed = ", ".join(known)
             hint = did_you_mean(choice, known)
             raise UserError(f"{key}={choice}: no such choice; choose from: {listed}{hint}")
+        for group in groups[1:]:
+            _check_file(key, group / f"{choice}.yaml")
     return f"{key}={value}"
+
+
+def _check_file(key: str, path: Path) -> None:
+    """Refuse a user's configuration file that Hydra would not read as it is meant."""
+    if not path.exists():
+        return
+    try:
+        yaml_of(path)
+        text = text_of(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if text.startswith("\ufeff"):
+        raise UserError(f"{path} begins with a byte-order mark; save it as UTF-8 without one")
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    if key in OPTIONAL and not re.fullmatch(r"#\s*@package\s+_global_", first):
+        raise UserError(f"{path}: its first line must be `# @package _global_`, not {first!r}")
+
+
+def _quoted(argument: str, sweeps: bool) -> str:
+    """Quote the value of an option that is a path, so that Hydra takes it as it stands.
+
+    In a sweep, commas part several values; a path that has one needs quotes there.
+    """
+    plus, key, value = re.fullmatch(OVERRIDE, argument).groups()  # type: ignore[union-attr]
+    is_null = key in OPTIONAL_PATHS and value in {"", "null"}
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if key not in PATHS | OPTIONAL_PATHS or is_null or is_quoted or (sweeps and "," in value):
+        return argument
+    return f"{plus}{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def _config_folders(arguments: list[str]) -> list[Path]:

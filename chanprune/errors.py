@@ -43,17 +43,31 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
 def one_line() -> Iterator[None]:
     """End the process with one line on stderr and the exit code of what went wrong.
 
-    A bug keeps its traceback; HYDRA_FULL_ERROR=1 keeps every traceback.
+    Where nobody reads the output any more, as behind `| head`, it ends without a word, as other
+    commands do. A bug keeps its traceback; HYDRA_FULL_ERROR=1 keeps every traceback.
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _let_output_go()
+        sys.exit(128 + signal.SIGPIPE)
     except (UserError, RunError, Interrupted) as error:
         if wants_traceback:
             raise
         if ranks.is_first() or not isinstance(error, UserError):
             print(f"chanprune: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _let_output_go()
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("chanprune: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _let_output_go() -> None:
+    """Write what is left to print, or drop it where nobody reads: Python would complain at exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,19 +7,24 @@ adding a model, a method or a data set with options of its own adds a class here
 from __future__ import annotations
 
 import difflib
+import os
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as limits
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from chanprune.errors import UserError
 
 # A directory may be called 5, which Hydra reads as a number.
 Text = Annotated[str, BeforeValidator(lambda value: f"{value}" if type(value) is int else value)]
+FilePath = Annotated[Text, AfterValidator(os.path.expanduser)]
+# The options that hold a path, and those of them that may be null.
+PATHS = {"dataset.root", "cache.dir", "model.run", "run"}
+OPTIONAL_PATHS = {"run.dir", "resume", "control_of", "model.weights", "prune.widths"}
 Positive = Annotated[float, Field(gt=0)]
 Width = Annotated[float, Field(gt=0, le=64)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -33,14 +38,14 @@ class _Section(BaseModel):
 class RunSection(_Section):
     """run.*: where the run goes."""
 
-    dir: Text | None
+    dir: FilePath | None
     overwrite: bool
 
 
 class CacheSection(_Section):
     """cache.*: where trained stages are kept for runs that train alike."""
 
-    dir: Text
+    dir: FilePath
     enabled: bool
 
 
@@ -128,14 +133,14 @@ class Library(_Section):
 
     library: Literal["torchvision", "timm"]
     name: Text
-    weights: Text | None
+    weights: FilePath | None
 
 
 class Compact(_Section):
     """model=compact."""
 
     name: Literal["compact"]
-    run: Text
+    run: FilePath
 
 
 class Embedded(_Section):
@@ -155,7 +160,7 @@ class FromFiles(Embedded):
     """dataset=cifar10 and the others that torchvision downloads, and dataset=imagefolder."""
 
     name: Literal["cifar10", "cifar100", "svhn", "fashion_mnist", "imagefolder"]  # type: ignore[assignment]
-    root: Text
+    root: FilePath
 
 
 class NoMethod(_Section):
@@ -279,7 +284,7 @@ class Prune(_Section):
     min_share: Annotated[float, Field(ge=0, le=1)]
     max_share: Annotated[float, Field(gt=0, le=1)]
     round_to: Annotated[int, Field(ge=1)]
-    widths: Text | None
+    widths: FilePath | None
     recalibrate: Annotated[int, Field(ge=0)]
 
 
@@ -314,9 +319,9 @@ class Train(Finetune):
 class _Scalars(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     device: Literal["auto", "cpu", "cuda"]
-    resume: Text | None
+    resume: FilePath | None
     control: Literal["scratch_e", "scratch_b", "random", "l1norm", "uniform"] | None
-    control_of: Text | None
+    control_of: FilePath | None
 
 
 class _Format(_Section):
@@ -326,7 +331,7 @@ class _Format(_Section):
 class Evaluation(_Format):
     """evaluate: which run, where, and how to print it."""
 
-    run: Text
+    run: FilePath
     fidelity: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
     device: Literal["auto", "cpu", "cuda"]
 

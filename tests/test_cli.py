@@ -1,6 +1,7 @@
 """The commands as a user types them: results, and one line for every mistake."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import chanprune
+from chanprune import cli
 from tests.commands import TINY, call, call_afresh, train
+from tests.networks import but_slow
 
 METHODS = (
     "cucb, final_random, fixed_random, idp, l1norm, lgc, none, prioritized, random, "
@@ -46,7 +51,8 @@ MISTAKES = [
     ("train.milestones=[0.75,0.5]", "train.milestones=[0.75, 0.5]: must be ascending"),
     ("cache.dir=/dev/null/x", "cache.dir=/dev/null/x cannot be written: /dev/null is not a dir"),
     ("run.dir=/dev/null/x", "run.dir=/dev/null/x cannot be written: /dev/null is not a directory"),
-    ("run.dir=[1]", "run.dir=[1]: must be text, or null"),
+    ("--config-name=other", "--config-name=other: not taken here; --config-dir=FOLDER adds"),
+    ("--experimental-rerun=x.pickle", "--experimental-rerun=x.pickle: not taken here"),
     ("prune=5", "prune=5: must be a section"),
     ("train=5", "train=5: must be a section"),
     ("model=[vgg11,vgg13]", "model=[vgg11,vgg13]: no such choice"),
@@ -274,6 +280,102 @@ def test_a_users_own_experiment_is_found(tmp_path):
     )
     assert asked.returncode == 0, asked.stderr
     assert json.loads(asked.stdout)["params"] < 4_000_000
+
+
+@given(name=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1))
+@settings(deadline=None, max_examples=30)
+def test_a_path_may_have_any_name(name):
+    assume("${" not in name and name[0] not in "'\"" and name != "null")
+    keys = ("run.dir", "cache.dir")
+    composed = cli.composed("config", cli.checked([f"{key}={name}" for key in keys], sweeps=False))
+    assert composed["run"]["dir"] == composed["cache"]["dir"] == name
+
+
+def test_a_path_may_begin_in_the_home_directory(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    asked = train("run.dir=~/thesis.txt", cwd=tmp_path, HOME=str(tmp_path))
+    assert f"run.dir={tmp_path}/thesis.txt is a file" in asked.stderr
+
+
+HEADED = "# @package _global_\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"prune: {ratio: 0.5}\n", "its first line must be `# @package _global_`, not 'prune: {"),
+        (b"# mine\n# @package _global_\n", "not '# mine'"),
+        (b"", "not ''"),
+        (b"\xef\xbb\xbf# @package _global_\n", "begins with a byte-order mark"),
+        (b"# @package _global_\n# Gr\xf6\xdfe\n", "it is not UTF-8 text"),
+        (b"# @package _global_\na: {b\n", "line 3: "),
+        (b"# @package _global_\na: &a [*a, *a]\n", "its aliases make too much of it"),
+    ],
+)
+def test_a_users_experiment_is_read_as_it_is_meant_or_refused(content, message, tmp_path):
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/odd.yaml").write_bytes(content)
+    asked = call("chanprune.summarize", "--config-dir=mine", "experiment=odd", cwd=tmp_path)
+    assert asked.returncode == 2, asked.stderr
+    assert asked.stderr.count("\n") == 1 and "odd.yaml" in asked.stderr and message in asked.stderr
+
+
+CALLBACK = "{_target_: shutil.copyfile, src: secret, dst: stolen}"
+ODD_FILES = {
+    "a callback": {"experiment/odd.yaml": f"{HEADED}hydra: {{callbacks: {{x: {CALLBACK}}}}}\n"},
+    "a launcher": {
+        "experiment/odd.yaml": f"{HEADED}defaults: [override /hydra/launcher: odd]\n",
+        "hydra/launcher/odd.yaml": CALLBACK,
+    },
+    "a callback of a group": {
+        "experiment/odd.yaml": HEADED,
+        "hydra/callbacks/odd.yaml": f"x: {CALLBACK}\n",
+    },
+    "an environment": {"experiment/odd.yaml": f"{HEADED}hydra: {{job: {{env_set: {{A: b}}}}}}\n"},
+}
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_a_strangers_folder_runs_no_code(kind, tmp_path):
+    (tmp_path / "secret").touch()
+    for name, content in ODD_FILES[kind].items():
+        (tmp_path / "odd" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "odd" / name).write_text(content)
+    chosen = ["experiment=odd"]
+    chosen += ["hydra/callbacks=odd"] if kind.endswith("group") else []
+    for command in (("chanprune.summarize",), ("chanprune.train", "-m")):
+        asked = call(*command, "--config-dir=odd", *chosen, cwd=tmp_path)
+        assert asked.returncode == 2, asked.stderr
+        assert "can run any code" in asked.stderr and asked.stderr.count("\n") == 1
+        assert not (tmp_path / "stolen").exists()
+    if kind == "a callback":
+        trusting = ("--config-dir", "odd", "--trust-config", "format=json")
+        call("chanprune.summarize", *trusting, *chosen, cwd=tmp_path)
+        assert (tmp_path / "stolen").exists()
+
+
+COMMANDS = [
+    "chanprune.train --cfg job",
+    "chanprune.train --help",
+    "chanprune.summarize model=vgg16",
+    f"chanprune.train {' '.join(TINY)} method=none cache.enabled=false",
+]
+
+
+@pytest.mark.parametrize("command", but_slow(COMMANDS, *COMMANDS[1:]))
+def test_nobody_has_to_read_the_output_to_its_end(command, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    asked = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        check=False,
+    )
+    assert asked.stderr.count("\n") <= 1 and "Traceback" not in asked.stderr, asked.stderr
 
 
 def test_the_wheel_carries_the_configuration(tmp_path):

@@ -9,6 +9,7 @@ ALLOWED = {
     "ranks": set(),
     "digest": set(),
     "errors": {"ranks"},
+    "reading": set(),
     "cache": {"errors"},
     "run_dir": {"digest", "errors", "schema"},
     "published": {"errors"},

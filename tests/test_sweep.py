@@ -5,6 +5,7 @@ import json
 import signal
 
 import pytest
+import yaml
 
 from tests.commands import TINY, start, train
 
@@ -50,6 +51,25 @@ def test_a_mistake_in_any_job_is_told_before_the_first_begins(arguments, message
     assert refused.returncode == 2
     assert message in refused.stderr and refused.stderr.count("\n") == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_experiments_of_a_users_own_are_swept_and_checked(tmp_path):
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    for name, lines in {"a": "train: {lr: 0.01}", "b": "train: {lr: 0.02}", "c": "odd: 1"}.items():
+        text = f"# @package _global_\n{lines}\n"
+        (tmp_path / f"mine/experiment/{name}.yaml").write_text(text)
+    own = ("-m", *TINY, "method=none", "--config-dir", "mine")
+    refused = train(*own, "experiment=a,c", cwd=tmp_path)
+    assert refused.returncode == 2 and "job 1 of the sweep: odd: unknown key" in refused.stderr
+    assert not (tmp_path / "outputs").exists()
+    swept = train(*own, "experiment=a,b", cwd=tmp_path)
+    assert swept.returncode == 0, swept.stderr
+    assert [row["experiment"] for row in rows(tmp_path)] == ["a", "b"]
+    rates = {
+        yaml.safe_load((tmp_path / row["run"] / "config.yaml").read_text())["config"]["train"]["lr"]
+        for row in rows(tmp_path)
+    }
+    assert rates == {0.01, 0.02}
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from chanprune.channels import taylor_scores, trace
-from chanprune.methods import Plain, PruneOptions, Setting, Slimming, Step
+from chanprune.channels import select_global, taylor_scores, trace
+from chanprune.methods import METHODS, Plain, PruneOptions, Setting, Slimming, Step
+from chanprune.methods.scales import remarks_on_cut, scaled_norms
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.schedule import Schedule
 from tests.networks import SMALL, SMALL_SHAPE, randomise
@@ -67,6 +68,56 @@ def test_one_step_without_data_moves_a_scale_by_penalty_and_decay():
     torch.testing.assert_close(model[0].weight.detach(), only_decay)
 
 
+@pytest.mark.parametrize("start", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["slimming", "prioritized"])
+def test_a_travel_shorter_than_the_start_is_told_before_training(name, start):
+    options = {"decreasing": False} if name == "prioritized" else {}
+
+    def advice(travel):
+        model = SMALL["chain"]()
+        for norm in scaled_norms(model):
+            nn.init.constant_(norm.weight, start)
+        method = METHODS[name](travel=travel, **options)
+        method.before_training(model, trace(model, SMALL_SHAPE), Setting(lr_travel=500.0))
+        return method.advice
+
+    assert advice(1.01 * start) == advice(0.0) == ""
+    assert f"scales start at {start:g}" in advice(0.5 * start)
+    assert f"train 2.0 times as long (train.epochs), or give method.travel={start:g}" in advice(
+        0.5 * start
+    )
+
+
+def test_the_default_travel_is_in_proportion_to_where_scales_start():
+    def travel(start):
+        model = SMALL["chain"]()
+        for norm in scaled_norms(model):
+            nn.init.constant_(norm.weight, start)
+        setting = Setting(lr_travel=1e5)
+        return Slimming().before_training(model, trace(model, SMALL_SHAPE), setting)["travel"]
+
+    assert travel(0.5) == pytest.approx(6.6) and travel(1.0) == pytest.approx(13.2)
+
+
+@pytest.mark.parametrize(
+    ("unused", "in_use", "removed", "lost"),
+    [
+        ([1e-4] * 70, [0.5] * 30, 70, 0),
+        ([1e-4] * 70, [0.5] * 30, 40, 0),
+        ([1e-4] * 70, [0.5] * 30, 90, 20),
+        ([1e-3] * 70, [5e-3] * 30, 90, 0),
+        ([], [0.3 + 0.001 * i for i in range(100)], 30, 30),
+        ([], [0.3] * 100, 0, 0),
+    ],
+)
+def test_a_cut_through_channels_in_use_is_told(unused, in_use, removed, lost):
+    scores = {"a": torch.tensor((unused + in_use)[::2]), "b": torch.tensor((unused + in_use)[1::2])}
+    selection = select_global(scores, removed / 100, min_share=0.0)
+    told = remarks_on_cut(scores, selection)
+    assert len(told) == bool(lost)
+    assert not lost or f"{lost} of these channels are in use" in told[0]
+
+
 def travelled(weight: float, decay: float) -> float:
     """Simulate an unused scale under the paper's schedule: 160 epochs of 782 steps."""
     schedule = Schedule("step", 0.1, 160 * 782)
@@ -94,6 +145,8 @@ def test_travel_and_weight_are_two_names_of_one_thing():
     assert facts == {"sparsity_weight": pytest.approx(5e-4), "travel": pytest.approx(3.0)}
     facts = Slimming(sparsity_weight=5e-4).before_training(model, graph, Setting(lr_travel=6000.0))
     assert facts["travel"] == pytest.approx(3.0)
+    for norm in scaled_norms(model):
+        nn.init.constant_(norm.weight, 0.5)
     paper = Slimming().before_training(model, graph, Setting(lr_travel=66_001.0))
     assert paper == {"sparsity_weight": pytest.approx(1e-4, rel=1e-4), "travel": pytest.approx(6.6)}
     short = Slimming().before_training(model, graph, Setting(lr_travel=100.0))

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 
 import chanprune
 from chanprune import data
-from chanprune.channels import count
+from chanprune.channels import count, find_cliff
 from chanprune.errors import RunError, UserError
 from chanprune.pipeline.files import write_json, write_text
-from chanprune.pipeline.pictures import find_cliff
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
 

@@ -8,6 +8,7 @@ that slices tensors.
 from chanprune.channels.absorb import Absorption
 from chanprune.channels.bank import Bank
 from chanprune.channels.batchnorm import recalibrate, rowwise_batch_norms
+from chanprune.channels.cliff import find_cliff
 from chanprune.channels.compact import Compaction, CompactionError, compact, masked
 from chanprune.channels.copies import Copies, Copying, Rewiring, allow_copies, rewire, wiring
 from chanprune.channels.counting import (
@@ -63,6 +64,7 @@ __all__ = [
     "expected_damage",
     "fidelity_groups",
     "filter_scores",
+    "find_cliff",
     "gather",
     "masked",
     "narrow",

@@ -22,7 +22,13 @@ from torch import Tensor, nn
 from chanprune.channels import ChannelGraph, Selection, scale_scores
 from chanprune.methods.base import PruneOptions, Setting, Step, select
 from chanprune.methods.multi_fidelity import Leveled
-from chanprune.methods.slimming import penalty_weight, scaled_norms
+from chanprune.methods.scales import (
+    advice_on_travel,
+    penalty_weight,
+    remarks_on_cut,
+    scaled_norms,
+    typical,
+)
 
 NEARLY_ZERO = 0.05
 
@@ -74,11 +80,13 @@ class Prioritized(Leveled):
                 norm.weight.copy_(decreasing_scales(norm.num_features))
                 norm.bias.zero_()
         self.sparsity_weight = penalty_weight(*self._given, setting.lr_travel)
+        travel = self.sparsity_weight * setting.lr_travel
+        self.advice = advice_on_travel(travel, typical(self.scales)) if self.sparsity_weight else ""
         given = self._given_monotonicity
         self.monotonicity_weight = self.sparsity_weight if given is None else given
         return {
             "sparsity_weight": self.sparsity_weight,
-            "travel": self.sparsity_weight * setting.lr_travel,
+            "travel": travel,
             "monotonicity_weight": self.monotonicity_weight,
         }
 
@@ -112,7 +120,9 @@ class Prioritized(Leveled):
     ) -> tuple[Selection, dict[str, Tensor]]:
         """Keep the channels whose scale is above the threshold, in order (section 3)."""
         scores = scale_scores(model, graph, graph.prunable(options.coupled))
-        return select(scores, graph, options), scores
+        selection = select(scores, graph, options)
+        self.remarks = remarks_on_cut(scores, selection)
+        return selection, scores
 
 
 def decreasing_scales(number: int) -> Tensor:

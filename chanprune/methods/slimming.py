@@ -22,39 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Selection, scale_scores, taylor_scores
-from chanprune.channels.operations import BATCH_NORMS
-from chanprune.errors import UserError
 from chanprune.methods.base import PruneOptions, Setting, Step, TrainingImages, select
 from chanprune.methods.multi_fidelity import Leveled
+from chanprune.methods.scales import (
+    NEARLY_ZERO,
+    advice_on_travel,
+    penalty_weight,
+    remarks_on_cut,
+    scaled_norms,
+    typical,
+)
 
-PAPER_TRAVEL = 6.6
-LARGEST_DEFAULT_WEIGHT = 0.01
-NEARLY_ZERO = 0.01
 TAYLOR_IMAGES = 2000
-
-
-def scaled_norms(model: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
-    """Find the batch norms that have scales.
-
-    Raises:
-        UserError: There is none, so that no channel has a scale to be chosen by.
-    """
-    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.affine]
-    if not norms:
-        raise UserError(
-            f"{type(model).__name__} has no batch norms, whose scales this method chooses channels "
-            "by; take a network that has (for VGG model.norm=true), or method=none"
-        )
-    return norms
-
-
-def penalty_weight(weight: float | None, travel: float | None, lr_travel: float) -> float:
-    """Return the weight of a penalty on scales, given as such, as travel, or not at all."""
-    if weight is not None:
-        return weight
-    if travel is not None:
-        return travel / lr_travel
-    return min(PAPER_TRAVEL / lr_travel, LARGEST_DEFAULT_WEIGHT)
 
 
 class Slimming(Leveled):
@@ -63,7 +42,8 @@ class Slimming(Leveled):
     Args:
         sparsity_weight: Weight of the L1 penalty (lambda in eq. 1).
         travel: The same, as the distance that the penalty moves a scale over the whole schedule. If
-            neither is given, the travel of the paper's VGG recipe, with a weight of at most 0.01.
+            neither is given, the travel of the paper's VGG recipe in proportion to where scales
+            start, with a weight of at most 0.01.
         criterion: What channels are ranked by: "scale", the paper's, or "taylor" (`taylor_scores`).
         fidelity: See `Leveled`; beyond the paper.
 
@@ -101,8 +81,10 @@ class Slimming(Leveled):
         """Find the scales and fix the weight of the penalty for this schedule."""
         self.scales = [norm.weight for norm in scaled_norms(model)]
         given = (self._given_weight, self._given_travel)
-        self.sparsity_weight = penalty_weight(*given, setting.lr_travel)
+        start = typical(self.scales)
+        self.sparsity_weight = penalty_weight(*given, setting.lr_travel, start)
         travel = self.sparsity_weight * setting.lr_travel
+        self.advice = advice_on_travel(travel, start) if self.sparsity_weight else ""
         return {"sparsity_weight": self.sparsity_weight, "travel": travel}
 
     @torch.no_grad()
@@ -133,8 +115,10 @@ class Slimming(Leveled):
     ) -> tuple[Selection, dict[str, Tensor]]:
         """Keep the channels with the largest |scale|, or importance, of the whole network."""
         groups = graph.prunable(options.coupled)
-        if self.is_by_scale:
-            scores = scale_scores(model, graph, groups)
-        else:
+        if not self.is_by_scale:
             scores = {group.name: self.importance[group.name] for group in groups if group.norms}
-        return select(scores, graph, options), scores
+            return select(scores, graph, options), scores
+        scores = scale_scores(model, graph, groups)
+        selection = select(scores, graph, options)
+        self.remarks = remarks_on_cut(scores, selection)
+        return selection, scores

@@ -84,7 +84,6 @@ def search(arguments: Sequence[str], trials: int, folder: Path | None) -> None:
         study = optuna.create_study(
             storage=f"sqlite:///{folder / 'study.db'}",
             study_name="chanprune",
-            sampler=optuna.samplers.TPESampler(seed=0),
             directions=["maximize", "minimize"],
             load_if_exists=True,
         )
@@ -92,6 +91,8 @@ def search(arguments: Sequence[str], trials: int, folder: Path | None) -> None:
         ended = [trial for trial in study.trials if trial.state.is_finished()]
         objective = Objective(space, study)
         for _ in range(trials - len(ended) + len(stopped)):
+            drawn = len(study.trials) - len(stopped)
+            study.sampler = optuna.samplers.TPESampler(seed=drawn)  # one that a restart knows
             _do_trial(study, objective)
         if not study.best_trials:
             raise RunError("no trial succeeded; see what each said above")

@@ -1,10 +1,15 @@
 """A search by Optuna: trials are runs, the hopeless end early, and nothing is done twice."""
 
 import csv
+import itertools
+import json
+import multiprocessing
+import os
 import signal
 
 import pytest
 
+from chanprune import search
 from tests.commands import TINY, call, start
 
 SPACE = ("method.sparsity_weight=1e-3,1e-2", "prune.ratio=interval(0.3,0.6)")
@@ -13,6 +18,65 @@ SPACE = ("method.sparsity_weight=1e-3,1e-2", "prune.ratio=interval(0.3,0.6)")
 def rows(folder):
     with (folder / "found/trials.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+pytest.importorskip("optuna")  # once, before processes are forked
+
+
+def search_by_formula(folder, dies_in):
+    """Search with a formula in place of training; die in the trial of this number."""
+    calls = itertools.count(1)
+
+    def formula(composed, watch=None):
+        if next(calls) == dies_in:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ratio = composed["prune"]["ratio"]
+        row = {"fidelity": 1, "val_accuracy": 1 - abs(ratio - 0.7), "macs": int(1e6 * (1 - ratio))}
+        folder.mkdir(exist_ok=True)
+        summary = {"accuracy": 1 - ratio, "stages": [{**row, "val_accuracy": 0.0}, row]}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return {"run": str(folder)}
+
+    search.train = formula
+    search.search(["method=l1norm", "prune.ratio=interval(0.3,0.9)"], 12, folder / "found")
+
+
+def searched(folder, deaths=()):
+    for dies_in in (*deaths, None):
+        child = multiprocessing.get_context("fork").Process(
+            target=search_by_formula, args=(folder, dies_in)
+        )
+        child.start()
+        child.join()
+        assert child.exitcode == (-signal.SIGKILL if dies_in else 0)
+    return [row for row in rows(folder) if row["state"] == "complete"]
+
+
+def test_a_search_that_is_stopped_again_and_again_tries_what_one_that_is_not_tries(tmp_path):
+    whole = searched(tmp_path / "whole")
+    stopped = searched(tmp_path / "stopped", (3, 1, 4))
+    ratios = [row["prune.ratio"] for row in whole]
+    assert ratios == [row["prune.ratio"] for row in stopped]
+    assert len(set(ratios)) == len(ratios) == 12
+
+
+def test_the_best_are_those_that_no_other_beats_on_validation_images(tmp_path):
+    """Where the test images say otherwise: there, fewer channels are always worse."""
+    found = searched(tmp_path / "run")
+    table = (tmp_path / "run/found/table.md").read_text()
+    shown = {line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")}
+    for row in found:
+        ratio, accuracy = float(row["prune.ratio"]), float(row["val_accuracy"])
+        assert accuracy == pytest.approx(1 - abs(ratio - 0.7))
+        assert float(row["test_accuracy"]) == pytest.approx(1 - ratio)
+        is_beaten = any(
+            float(other["val_accuracy"]) >= accuracy
+            and float(other["prune.ratio"]) > ratio
+            and float(other["macs"]) < float(row["macs"])
+            for other in found
+        )
+        assert is_beaten == (row["trial"] not in shown)
+    assert 1 < len(shown - {"trial", ":---", "---", ""}) < len(found)
 
 
 @pytest.mark.slow

@@ -147,12 +147,12 @@ class Embedded(_Section):
     """dataset=digits, and what all data sets take."""
 
     name: Literal["digits"]
-    image_size: Annotated[int, Field(ge=1)] | None
+    image_size: Annotated[int, Field(ge=1, le=8192)] | None
     val_share: Annotated[float, Field(gt=0, lt=1)]
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     memory_limit: Annotated[int, Field(ge=0)]
-    workers: Annotated[int, Field(ge=0)]
-    pad: Annotated[int, Field(ge=0)]
+    workers: Annotated[int, Field(ge=0, le=256)]
+    pad: Annotated[int, Field(ge=0, le=1024)]
     flip: bool
 
 

@@ -53,6 +53,8 @@ MISTAKES = [
     ("run.dir=/dev/null/x", "run.dir=/dev/null/x cannot be written: /dev/null is not a directory"),
     ("--config-name=other", "--config-name=other: not taken here; --config-dir=FOLDER adds"),
     ("--experimental-rerun=x.pickle", "--experimental-rerun=x.pickle: not taken here"),
+    ("dataset.image_size=100000", "dataset.image_size=100000: must be an integer in [1, 8192]"),
+    ("dataset.pad=100000", "dataset.pad=100000: must be an integer in [0, 1024]"),
     ("prune=5", "prune=5: must be a section"),
     ("train=5", "train=5: must be a section"),
     ("model=[vgg11,vgg13]", "model=[vgg11,vgg13]: no such choice"),

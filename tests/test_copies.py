@@ -203,6 +203,23 @@ def test_sources_are_the_best_and_no_channel_is_copied_too_often():
     assert not choose(top=3, max_copies=None).slots
 
 
+def test_shifts_reach_one_and_a_half_pixels_to_every_side():
+    damage = torch.ones(2000, 2)
+    chosen = copies_for(
+        damage,
+        range(1000),
+        torch.arange(2000),
+        torch.zeros(2000, dtype=torch.bool),
+        top=1000,
+        max_copies=None,
+        generator=torch.Generator().manual_seed(0),
+    )
+    low, high = chosen.shifts.min(0).values, chosen.shifts.max(0).values
+    assert (low >= -1.5).all() and (low < -1.49).all()
+    assert (high <= 1.5).all() and (high > 1.49).all()
+    assert (chosen.shifts.mean(0).abs() < 0.1).all()
+
+
 class Straight(nn.Sequential):
     """Convolution, batch norm and ReLU, three times."""
 

@@ -146,6 +146,49 @@ def test_only_the_moving_average_follows_a_change():
     assert lasting.means[:5].mean() > 0.52, "the mean of all history remembers"
 
 
+def test_the_moving_average_gives_the_newest_a_hundredth():
+    arms, every = Arms(1, "ema", seeded()), torch.ones(1, dtype=torch.bool)
+    for _ in range(300):
+        arms.observe(every, torch.zeros(1, dtype=torch.float64))
+    arms.observe(every, torch.ones(1, dtype=torch.float64))
+    assert arms.means.item() == pytest.approx(0.01)
+
+
+def test_the_random_phase_takes_what_was_seen_least():
+    """Within a group no channel is ever seen twice more often than another."""
+    training = Training(Cucb(explore=30), ratio=0.6, steps=31, min_share=0.0)
+    for _ in range(30):
+        training.step()
+        for seen in training.method.by_group(training.method.arms.counts).values():
+            assert seen.max() - seen.min() <= 1
+
+
+def test_what_stays_has_the_largest_means_however_seldom_it_was_seen():
+    training = Training(Cucb(explore=2), steps=40)
+    for _ in range(20):
+        training.step()
+    method = training.method
+    method.arms.counts[:] = torch.rand(len(method.arms.counts)).mul(1000).ceil()
+    method.arms.means[:] = torch.rand(len(method.arms.means), dtype=torch.float64)
+    selection, _ = method.select_channels(training.model, training.graph, training.options)
+    means = method.by_group(method.arms.means)
+    kept = torch.cat([means[name][own] for name, own in selection.kept.items()])
+    every = torch.cat(list(means.values())).sort().values
+    assert kept.sort().values.equal(every[selection.removed :])
+
+
+@pytest.mark.parametrize("typical", [1e-3, 0.1, 1e6])
+def test_a_scaled_bonus_is_a_tenth_of_a_typical_saliency_but_no_more_than_the_poster_s(typical):
+    training = Training(Cucb(exploration=None, explore=10), steps=40)
+    for _ in range(10):
+        training.step()
+    method = training.method
+    method.arms.means[:] = typical
+    counts = torch.cat(list(method.by_group(method.arms.counts).values()))
+    last = bonus(4 * counts.mean(), 40).item()
+    assert method._scaled_exploration() == pytest.approx(min(1.0, 0.1 * typical / last))
+
+
 @pytest.mark.parametrize("by", ["l2", "max", "rms", "none"])
 def test_normalisation(by):
     raw = torch.tensor([3.0, 4.0, 0.0, 0.0, 2.0, 2.0]).double()

@@ -96,6 +96,36 @@ def test_the_inputs_that_a_group_weighs_least_go():
     ]
 
 
+def test_importance_is_a_sum_of_absolute_values():
+    """Of the two columns 3, 0 and 2, 2 the first has the larger sum of squares."""
+    weight = torch.tensor([[3.0, 2], [0, 2]])[:, :, None, None]
+    stays = most_important(weight, torch.ones(1, 2, dtype=torch.bool), 1)
+    assert stays.tolist() == [[False, True]]
+
+
+def test_the_lasso_acts_until_the_last_drop():
+    model = condensenet()
+    method = begun(model, group_lasso=1.0)
+    acted = []
+    for index in range(NUM_STEPS):
+        step = Step(index, 0, 0.05, index / NUM_STEPS)
+        method.before_step(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        method.after_backward(step)
+        pull = sum(conv.weight.grad.abs().sum() for conv in model.learned_convolutions().values())
+        acted.append((method.stage, bool(pull)))
+    assert {pull for stage, pull in acted if stage == method.condensation - 1} == {False}
+    assert {pull for stage, pull in acted if stage < method.condensation - 1} == {True}
+
+
+def test_the_classifier_keeps_the_features_with_the_largest_weights():
+    method = begun(model := condensenet())
+    converted, cut = (c.state["classifier.weight"].abs().sum(0) for c in method.conversions(model))
+    assert len(cut) == len(converted) // 2
+    torch.testing.assert_close(cut.sort().values, converted.sort().values[-len(cut) :])
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_the_gradient_of_the_group_lasso(groups):
     weight = torch.randn(8, 6, 1, 1, dtype=torch.float64, requires_grad=True)

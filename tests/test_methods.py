@@ -1,6 +1,7 @@
 """Network slimming's arithmetic (spec E.1, 11 and 12) and the learning-rate schedules."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,13 @@ from torch import nn
 from chanprune.channels import select_global, taylor_scores, trace
 from chanprune.methods import METHODS, Plain, PruneOptions, Setting, Slimming, Step
 from chanprune.methods.scales import remarks_on_cut, scaled_norms
-from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
+from chanprune.pipeline.optimiser import (
+    TrainOptions,
+    make_optimiser,
+    schedule_of,
+    set_lr,
+    setting_of,
+)
 from chanprune.pipeline.schedule import Schedule
 from tests.networks import SMALL, SMALL_SHAPE, randomise
 
@@ -136,6 +143,23 @@ def test_the_papers_schedule_brings_unused_scales_to_zero():
     assert travelled(1e-4, 1e-4) < 1e-6
     assert travelled(1e-5, 1e-4) < 1e-6
     assert travelled(0, 1e-4) == pytest.approx(0.5 * math.exp(-1e-4 * travel), rel=0.01)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_travel_is_what_a_constant_gradient_moves_a_parameter_by(momentum):
+    """Adam's steps are of the rate's length whatever the momentum; SGD's add up."""
+    for optimiser in ("sgd", "adam"):
+        options = replace(OPTIONS, optimiser=optimiser, momentum=momentum, weight_decay_bias=0.0)
+        setting = setting_of(options, 2000, 0, PruneOptions(ratio=0.5))
+        model = nn.BatchNorm1d(1, affine=True)
+        stepper = make_optimiser(model, replace(options, weight_decay_norm=0.0))
+        schedule = schedule_of(options, 2000)
+        for step in range(2000):
+            set_lr(stepper, schedule.at(step))
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            stepper.step()
+        assert 1 - model.weight.item() == pytest.approx(setting.lr_travel, rel=0.01)
 
 
 def test_travel_and_weight_are_two_names_of_one_thing():

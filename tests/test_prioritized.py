@@ -4,12 +4,22 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+import torch.nn.functional as F
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call
 
 import chanprune
-from chanprune.channels import compact, count, count_plan, prefix_plan, select_above, trace
+from chanprune.channels import (
+    compact,
+    count,
+    count_plan,
+    narrow,
+    prefix_plan,
+    select_above,
+    trace,
+)
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.methods import MultiFidelity, Prioritized, PruneOptions, Setting, Step
 from chanprune.methods.prioritized import (
@@ -46,6 +56,60 @@ def test_a_rise_is_penalised_at_its_ends_alone():
     rise = torch.tensor([0.1, 0.4, 0.9, 1.3])
     assert monotonicity_penalty(rise).item() == pytest.approx(1.2)
     assert monotonicity_gradient(rise).tolist() == [-1.0, 0.0, 0.0, 1.0]
+
+
+@given(st.lists(st.floats(0, 2, width=32), min_size=1, max_size=5), st.integers(2, 6))
+def test_channels_that_are_equal_are_not_pushed_apart(values, number):
+    """A tail of zeros above all: its first channel would be brought to life at every step."""
+    scale = torch.tensor([value for value in values for _ in range(number)]).sort().values.flip(0)
+    assert not monotonicity_gradient(scale).any()
+
+
+@given(st.permutations(range(6)))
+@settings(deadline=None)
+def test_scales_that_are_nearly_zero_count_as_equal(places):
+    head = torch.tensor([0.9, 0.5, 0.3])
+    tail = torch.tensor([0.04 - 0.006 * place for place in places])
+    expected = order_of(torch.cat([head, torch.zeros(6)]))
+    assert order_of(torch.cat([head, tail])) == pytest.approx(expected)
+
+
+def test_shifts_start_at_zero_where_scales_start_in_order():
+    for decreasing in (True, False):
+        model = SMALL["chain"]()
+        norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS)]
+        for norm in norms:
+            nn.init.constant_(norm.bias, 0.3)
+        method = Prioritized(decreasing=decreasing)
+        method.before_training(model, trace(model, SMALL_SHAPE), Setting(lr_travel=1.0))
+        expected = 0.0 if decreasing else 0.3
+        assert all(torch.all(norm.bias == expected) for norm in norms)
+
+
+def test_levels_learn_from_the_highest_and_teach_it_nothing():
+    """In a sandwich the highest level has the gradient of its own loss and of levels as given."""
+    torch.manual_seed(0)
+    model = randomise(SMALL["chain"](), 0).double().eval()
+    graph = trace(model, SMALL_SHAPE)
+    method = MultiFidelity(graph, (0.25, 1.0), sandwich=True)
+    images, labels = torch.randn(6, *SMALL_SHAPE, dtype=torch.float64), torch.arange(6) % 5
+    torch.manual_seed(1)
+    method.loss(model, images, labels, 0.1)[0].backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    torch.manual_seed(1)
+    *lower, highest = method._sampled()
+    assert highest == 1.0 and lower[0] == 0.25 and len(lower) == 3
+    with torch.no_grad():
+        targets = model(images).softmax(1)
+    loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for level in lower:
+        small = narrow(state, graph, prefix_plan(graph, level))
+        loss = loss + F.cross_entropy(functional_call(model, small, (images,)), targets)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
 
 
 def test_ties_decide_the_order_coefficient():

@@ -17,8 +17,9 @@ same from its filters, sum w * dL/dw. Molchanov et al. (2016) take the absolute 
 first, which needs the feature maps ("example").
 
 Differs from the poster, which leaves it open: saliencies are divided by the layer's norm over its
-active channels, as Molchanov et al. do, since without it layers cannot be compared; and the random
-phase takes the channels seen least, so that none is left out.
+active channels, as Molchanov et al. do, since without it layers cannot be compared; the random
+phase takes the channels seen least, so that none is left out; and every group keeps at least half
+of what a uniform cut would leave it (`floor`), or a layer could be emptied by its neighbours.
 """
 
 from __future__ import annotations

@@ -100,8 +100,7 @@ def main() -> None:
 
 def draw(folders: Sequence[Path], target: Path) -> None:
     """Draw the figures over all runs below some folders, as PNG files."""
-    from matplotlib import pyplot as plt
-
+    from chanprune.drawing import plt
     from chanprune.report_figures import figures
 
     target.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,9 @@ import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+
+from chanprune.drawing import plt
 
 STYLE = """
 :root { color-scheme: light dark; }

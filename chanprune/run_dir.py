@@ -170,6 +170,8 @@ def seal(run_dir: Path) -> None:
     """
     ours = [p.name for p in run_dir.iterdir() if p.name in OURS or PICTURES.fullmatch(p.name)]
     files = {name: _digest(run_dir / name) for name in sorted(ours) if name != MANIFEST}
+    with contextlib.suppress(OSError):
+        (run_dir / OWNER).unlink(missing_ok=True)
     flush_folder(run_dir)
     write_json(run_dir / MANIFEST, {"record": _recorded(run_dir), "files": files})
 

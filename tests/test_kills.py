@@ -1,0 +1,134 @@
+"""A run that is killed at any file operation goes on with the same command, to the same bits.
+
+A kill leaves on the disk what was there when the operation was to begin, or a file that was opened
+and not yet written. So one run that copies its folder at every operation shows what each kill
+leaves, and a command that goes on from each of these copies shows all that can follow. Copies that
+are alike are tried once. That a copy is what a kill leaves is shown by real kills.
+"""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.commands import call, train
+from tests.faults import Fault, fingerprint
+
+SHORT = ["dataset.image_size=16", "dataset.share=0.05", "train.epochs=2", "finetune.epochs=1"]
+SHORT += ["train.batch_size=32", "device=cpu", "cache.dir=cache"]
+VGG = ["model=vgg11", "model.width=0.0625"]
+PREACTIVATION = ["model=preresnet29", "model.width=0.125", "model.shortcut=zero_pad"]
+METHODS = {
+    "slimming": VGG,
+    "slimming in passes": [*VGG, "method.passes=2", "prune.ratio=0.2"],
+    "prioritized": [*VGG, "method=prioritized", "method.levels=[0.5,1.0]", "prune.threshold=0.5"],
+    "idp": [*VGG, "method=idp", "method.levels=[0.5,1.0]"],
+    "cucb": [*VGG, "method=cucb", "method.explore=1"],
+    "final_random": [*VGG, "method=final_random", "method.explore=1"],
+    "random_every_step": [*VGG, "method=random_every_step"],
+    "fixed_random": [*VGG, "method=fixed_random"],
+    "selectconv": [*PREACTIVATION, "method=selectconv", "method.threshold=0.3", "method.until=1.0"],
+    "lgc": ["model=condensenet50", "model.width=0.25", "model.groups=2", "method=lgc"],
+    "l1norm": [*VGG, "method=l1norm"],
+    "random": [*VGG, "method=random"],
+    "none": [*VGG, "method=none"],
+}
+TIMES = re.compile(r'"(seconds|train_seconds)": [\d.e-]+')
+LEFTOVERS = re.compile(r"\.owner|\.tmp.*|\..*\.part")
+
+
+def timeless(path):
+    """The content of a file without what time makes different."""
+    if path.name == "table.md":
+        return [line.rpartition("|")[0].rpartition("|")[0] for line in path.open() if "|" in line]
+    if path.name == "table.csv":
+        rows = csv.DictReader(path.open())
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    if path.suffix in {".json", ".jsonl"}:
+        return TIMES.sub("", path.read_text())
+    return path.read_bytes()
+
+
+def assert_same_run(folder, expected):
+    """Compare two runs, file by file, to the bit."""
+    names = [sorted(p.name for p in run.iterdir() if p.is_file()) for run in (folder, expected)]
+    assert names[0] == names[1], folder
+    for name in names[0]:
+        if name not in {".lock", "manifest.json", "config.yaml"}:  # digests and commits of the rest
+            assert timeless(folder / name) == timeless(expected / name), folder / name
+    assert not [path for path in folder.rglob("*") if LEFTOVERS.fullmatch(path.name)]
+
+
+def runs_in(folder):
+    return [path.parent.relative_to(folder) for path in sorted(folder.rglob("manifest.json"))]
+
+
+def assert_same_runs(folder, expected):
+    assert runs_in(folder) == runs_in(expected) != [], folder
+    for run in runs_in(expected):
+        assert_same_run(folder / run, expected / run)
+
+
+def kill_everywhere(arguments, folder, places=slice(None), prepare=lambda folder: None):
+    """Go on with a command from what a kill at each of its file operations leaves.
+
+    Args:
+        arguments: What follows `python -m`; "out" and "cache" are below its folder.
+        folder: An empty one.
+        places: Which of the distinct states are tried.
+        prepare: Puts into a folder what the command finds there.
+
+    Returns:
+        The number of operations, and that of the distinct states that were tried.
+    """
+    whole, states = folder / "whole", folder / "states"
+    whole.mkdir()
+    prepare(whole)
+    done = call(*arguments, cwd=whole, fault=Fault(whole, states, "copy"))
+    assert done.returncode == 0, done.stderr
+    number = len(json.loads((states / "operations.json").read_text()))
+    distinct: dict[str, Path] = {}
+    for state in sorted(states.glob("*-*")):
+        distinct.setdefault(fingerprint(state), state)
+    tried = list(distinct.values())[places]
+    for state in tried:
+        again = call(*arguments, cwd=state)
+        assert again.returncode == 0, f"{state.name}: {again.stderr}"
+        assert_same_runs(state, whole)
+        shutil.rmtree(state)
+    return number, len(tried)
+
+
+def of_run(name):
+    return ["chanprune.train", *METHODS[name], *SHORT, "run.dir=out"]
+
+
+def test_a_kill_at_some_file_operations_costs_nothing(tmp_path):
+    """Real kills, all over the run; a copy at the same place is the same."""
+    arguments, whole = of_run("slimming"), tmp_path / "whole"
+    whole.mkdir()
+    states = tmp_path / "states"
+    assert call(*arguments, cwd=whole, fault=Fault(whole, states, "copy")).returncode == 0
+    number = len(json.loads((states / "operations.json").read_text()))
+    for position in range(3, number, number // 7):
+        folder = tmp_path / f"{position}"
+        folder.mkdir()
+        killed = call(*arguments, cwd=folder, fault=Fault(folder, tmp_path, "kill", position))
+        assert killed.returncode == -9
+        names = [
+            {path.relative_to(root).as_posix() for path in root.rglob("*") if "tfevents" not in path.name}
+            for root in (folder, states / f"{position:04}-kill")
+        ]
+        assert names[0] == names[1]
+        assert call(*arguments, cwd=folder).returncode == 0
+        assert_same_runs(folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_kill_at_any_file_operation_costs_nothing(name, tmp_path):
+    number, _ = kill_everywhere(of_run(name), tmp_path)
+    assert number > 80

@@ -122,7 +122,8 @@ def look(run_dir: Path, config: Mapping[str, Any], overwrite: bool) -> Found:
         damaged = [name for name, digest in files.items() if _digest(run_dir / name) != digest]
     except OSError as error:
         raise UserError(f"run.dir={run_dir} cannot be read: {error.strerror}") from error
-    record = record or _recorded(run_dir)
+    if record is None or CONFIG not in damaged:
+        record = _recorded(run_dir)
     if record is None:
         return _without_config(run_dir, names, overwrite)
     if overwrite:

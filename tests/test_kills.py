@@ -16,6 +16,7 @@ import pytest
 
 from tests.commands import call, train
 from tests.faults import Fault, fingerprint
+from tests.networks import but_slow
 
 SHORT = ["dataset.image_size=16", "dataset.share=0.05", "train.epochs=2", "finetune.epochs=1"]
 SHORT += ["train.batch_size=32", "device=cpu", "cache.dir=cache"]
@@ -43,9 +44,10 @@ LEFTOVERS = re.compile(r"\.owner|\.tmp.*|\..*\.part")
 def timeless(path):
     """The content of a file without what time makes different."""
     if path.name == "table.md":
-        return [line.rpartition("|")[0].rpartition("|")[0] for line in path.open() if "|" in line]
+        rows = [line for line in path.read_text().splitlines() if line.startswith("|")]
+        return [row.split("|")[:-2] for row in rows]
     if path.name == "table.csv":
-        rows = csv.DictReader(path.open())
+        rows = csv.DictReader(path.read_text().splitlines())
         return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     if path.suffix in {".json", ".jsonl"}:
         return TIMES.sub("", path.read_text())
@@ -102,6 +104,12 @@ def kill_everywhere(arguments, folder, places=slice(None), prepare=lambda folder
     return number, len(tried)
 
 
+def names_in(folder):
+    """What a folder holds, but for TensorBoard's files, whose names hold the time."""
+    files = (path for path in folder.rglob("*") if "tfevents" not in path.name)
+    return {path.relative_to(folder).as_posix() for path in files}
+
+
 def of_run(name):
     return ["chanprune.train", *METHODS[name], *SHORT, "run.dir=out"]
 
@@ -118,11 +126,7 @@ def test_a_kill_at_some_file_operations_costs_nothing(tmp_path):
         folder.mkdir()
         killed = call(*arguments, cwd=folder, fault=Fault(folder, tmp_path, "kill", position))
         assert killed.returncode == -9
-        names = [
-            {path.relative_to(root).as_posix() for path in root.rglob("*") if "tfevents" not in path.name}
-            for root in (folder, states / f"{position:04}-kill")
-        ]
-        assert names[0] == names[1]
+        assert names_in(folder) == names_in(states / f"{position:04}-kill")
         assert call(*arguments, cwd=folder).returncode == 0
         assert_same_runs(folder, whole)
 
@@ -132,3 +136,78 @@ def test_a_kill_at_some_file_operations_costs_nothing(tmp_path):
 def test_a_kill_at_any_file_operation_costs_nothing(name, tmp_path):
     number, _ = kill_everywhere(of_run(name), tmp_path)
     assert number > 80
+
+
+def old_run(folder):
+    """Put a finished run with another seed there."""
+    assert train(*METHODS["slimming"], *SHORT, "run.dir=out", "seed=1", cwd=folder).returncode == 0
+
+
+def unfinished_run(folder):
+    """Put a run there that was killed in the middle of its training."""
+    watched = Fault(folder, folder.with_name(f"{folder.name}-unfinished"), "kill", 70)
+    assert call(*of_run("slimming"), cwd=folder, fault=watched).returncode == -9
+
+
+def run_to_control(folder):
+    """Put a run there whose compact network a control trains."""
+    assert train(*METHODS["slimming"], *SHORT, "run.dir=out", cwd=folder).returncode == 0
+
+
+COMMANDS = {
+    "overwrite": ([*of_run("slimming"), "run.overwrite=true"], old_run),
+    "resume": (["chanprune.train", "resume=out", "cache.dir=cache"], unfinished_run),
+    "control": (
+        ["chanprune.train", "control=scratch_e", "control_of=out", "cache.dir=cache"],
+        run_to_control,
+    ),
+    "sweep": (
+        ["chanprune.train", "-m", *METHODS["slimming"], *SHORT, "prune.ratio=0.3,0.5"],
+        lambda folder: None,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_kill_of_any_command_costs_nothing(name, tmp_path):
+    arguments, prepare = COMMANDS[name]
+    kill_everywhere(arguments, tmp_path, prepare=prepare)
+
+
+def fill_the_disk(arguments, folder, positions):
+    """Run a command that finds the disk full from some operation on, and again when there is room.
+
+    Args:
+        arguments: What follows `python -m`.
+        folder: An empty one.
+        positions: Takes the number of operations; returns those to try.
+
+    Returns:
+        The number of positions that were tried, and how many of them ended the command.
+    """
+    whole = folder / "whole"
+    whole.mkdir()
+    assert call(*arguments, cwd=whole, fault=Fault(whole, folder / "seen")).returncode == 0
+    tried = positions(len(json.loads((folder / "seen/operations.json").read_text())))
+    ended = 0
+    for position in tried:
+        cwd = folder / f"{position}"
+        cwd.mkdir()
+        full = call(*arguments, cwd=cwd, fault=Fault(cwd, folder / "seen", "full", position))
+        if full.returncode:
+            ended += 1
+            assert full.returncode in {2, 3}, full.stderr
+            assert full.stderr.count("\n") == 1 and "No space left" in full.stderr, full.stderr
+        again = call(*arguments, cwd=cwd)
+        assert again.returncode == 0, f"{position}: {again.stderr}"
+        assert_same_runs(cwd, whole)
+        shutil.rmtree(cwd)
+    return len(tried), ended
+
+
+@pytest.mark.parametrize("name", but_slow(METHODS, *(set(METHODS) - {"slimming"})))
+def test_a_full_disk_costs_nothing(name, tmp_path):
+    step = 30 if name == "slimming" else 10
+    tried, ended = fill_the_disk(of_run(name), tmp_path, lambda number: range(3, number, step))
+    assert ended >= tried - 1

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from chanprune.run_dir import MANIFEST, OURS, PICTURES
-from tests.commands import train
+from tests.commands import call, train
 from tests.networks import but_slow
 from tests.test_kills import METHODS, SHORT, assert_same_run
 
@@ -114,6 +114,16 @@ def test_a_run_without_a_configuration_is_refused_and_can_be_replaced(damage, fi
     assert again.returncode == 0, again.stderr
     assert_same_run(tmp_path / "out", finished)
     assert {n for n in before if "tensorboard" not in n} <= set(files_of(tmp_path / "out"))
+
+
+def test_a_model_of_other_images_than_the_configuration_is_not_evaluated(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    config = tmp_path / "out/config.yaml"
+    config.write_text(config.read_text().replace("image_size: 16", "image_size: 24"))
+    refused = call("chanprune.evaluate", "run=out", cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "takes images of (C, H, W) = (1, 16, 16)" in refused.stderr
+    assert "config.yaml asks for (1, 24, 24)" in refused.stderr
 
 
 def test_overwriting_keeps_what_is_not_the_run_s(finished, tmp_path):

@@ -161,6 +161,37 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, tmp_path, mon
     assert_same_end(folder, tmp_path / "whole", summary, expected)
 
 
+LEFT = {
+    "zeros": lambda text: text + bytes(40),
+    "half a line": lambda text: text + text[: len(text) // 3],
+    "not UTF-8": lambda text: b"\xff\xfe" + text,
+    "not JSON": lambda text: text.replace(b'"epoch"', b'"epo"ch', 1),
+    "other JSON": lambda text: b"[]\n3\n" + text,
+    "lines twice": lambda text: text + text,
+    "nothing": lambda text: b"",
+}
+
+
+@pytest.mark.parametrize("left", but_slow(LEFT, *(set(LEFT) - {"zeros", "not UTF-8"})))
+def test_whatever_metrics_hold_a_run_goes_on_and_they_end_in_order(left, tmp_path, monkeypatch):
+    """A stage's checkpoint knows its metrics, also where the newest is damaged."""
+    config = changed(dataset={"share": 0.1}, train={"epochs": 4}, finetune={"epochs": 2})
+    expected = execute(config, tmp_path / "whole")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    with monkeypatch.context() as patch:
+        signal_after(patch, 18, signal.SIGTERM)  # in the first epoch of fine-tuning
+        with pytest.raises(Interrupted):
+            run(config, prepare(config), folder)
+    metrics = folder / "metrics.jsonl"
+    metrics.write_bytes(LEFT[left](metrics.read_bytes()))
+    for name in ("train", "finetune"):
+        newest = folder / name / "state.safetensors"
+        newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    summary = run(config, prepare(config), folder)
+    assert_same_end(folder, tmp_path / "whole", summary, expected)
+
+
 TINY = ["model=vgg11", "model.width=0.0625", "dataset.image_size=16", "train.epochs=8"]
 TINY += ["finetune.epochs=1", "train.batch_size=32", "run.dir=out"]
 

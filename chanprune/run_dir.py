@@ -253,7 +253,7 @@ def begin(run_dir: Path, record: Mapping[str, Any]) -> None:
             if name != CONFIG:
                 (run_dir / name).unlink(missing_ok=True)
         for old in list(run_dir.iterdir()):
-            if PICTURES.fullmatch(old.name):
+            if PICTURES.fullmatch(old.name) or LEFT.fullmatch(old.name):
                 old.unlink()
             elif FOLDERS.fullmatch(old.name) and not old.is_symlink():
                 shutil.rmtree(old)

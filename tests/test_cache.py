@@ -114,3 +114,5 @@ def test_a_damaged_entry_costs_a_training(name, damage, tmp_path):
         (kept / f"{entry.name}.maker").write_bytes(maker)
         summary = execute_with(kept, SMALL, tmp_path / f"{number}")
         assert_same_end(tmp_path / f"{number}", tmp_path / "first", summary, expected)
+    assert "vgg11" in cache("list", cwd=tmp_path)
+    assert "1 of 1 train stages deleted" in cache("prune", cwd=tmp_path)

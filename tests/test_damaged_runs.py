@@ -116,6 +116,15 @@ def test_a_run_without_a_configuration_is_refused_and_can_be_replaced(damage, fi
     assert {n for n in before if "tensorboard" not in n} <= set(files_of(tmp_path / "out"))
 
 
+def test_what_a_kill_left_is_cleared_when_the_run_goes_on(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    for name in (".owner", ".table.md.part", "train/.tmpXy12Z", "train/.state.safetensors.part"):
+        (tmp_path / "out" / name).write_bytes(b"left")
+    (tmp_path / "out/table.md").unlink()
+    assert train(*ARGUMENTS, cwd=tmp_path).returncode == 0
+    assert_same_run(tmp_path / "out", finished)
+
+
 def test_a_model_of_other_images_than_the_configuration_is_not_evaluated(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "out")
     config = tmp_path / "out/config.yaml"

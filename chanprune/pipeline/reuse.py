@@ -172,7 +172,12 @@ class StageCache:
     def _keep(self, own: Path) -> None:
         """Put the finished stage's checkpoint into the cache, whole or not at all."""
         kept = self.folder / NEWEST
-        if kept.exists() and kept.samefile(own) and read_about(self.folder):
+        if (
+            kept.exists()
+            and kept.samefile(own)
+            and is_marked(self.folder)
+            and read_about(self.folder)
+        ):
             return
         _, facts = read(own)
         about = {
@@ -182,10 +187,9 @@ class StageCache:
         }
         part = part_of(self.folder)
         for old in (self.folder, part):
-            if is_marked(old):
+            if old.exists() and not old.is_symlink():
+                write_text(old / MARK, MARKED)
                 clear(old)
-            elif old.exists():
-                old.rmdir()
         write_text(part / MARK, MARKED)
         _link(own, part / NEWEST)
         write_json(part / ABOUT, about)

@@ -65,8 +65,8 @@ class About:
 
 
 def read_about(folder: Path) -> About | None:
-    """Return what is known of an entry; None if that is missing or damaged."""
-    match read_json(folder / ABOUT):
+    """Return what is known of an entry; None if that, or its mark, is missing or damaged."""
+    match read_json(folder / ABOUT) if is_marked(folder) else None:
         case {"run": str(run), "seconds": float(seconds), "depends_on": dict(depends_on)}:
             return About(run, seconds, depends_on)
     return None

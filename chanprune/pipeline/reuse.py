@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from chanprune.cache import ABOUT, LOCK, MAKER, MARK, MARKED, clear, is_marked, read_about
+from chanprune.cache import ABOUT, LOCK, MAKER, MARK, MARKED, clear, read_about
 from chanprune.digest import digest
 from chanprune.errors import RunError
 from chanprune.files import (
@@ -114,7 +114,7 @@ class StageCache:
             return False
         try:
             if about is None:
-                raise CheckpointError(f"{ABOUT} cannot be read")
+                raise CheckpointError(f"{MARK} or {ABOUT} cannot be read")
             _, facts = read(kept)
         except CheckpointError as error:
             record.say(f"{stage}: what {self.folder} keeps of it is damaged ({error})")
@@ -172,12 +172,7 @@ class StageCache:
     def _keep(self, own: Path) -> None:
         """Put the finished stage's checkpoint into the cache, whole or not at all."""
         kept = self.folder / NEWEST
-        if (
-            kept.exists()
-            and kept.samefile(own)
-            and is_marked(self.folder)
-            and read_about(self.folder)
-        ):
+        if kept.exists() and kept.samefile(own) and read_about(self.folder):
             return
         _, facts = read(own)
         about = {

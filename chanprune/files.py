@@ -34,7 +34,7 @@ def json_lines(values: Iterable[Mapping[str, Any]]) -> str:
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds; None if it is missing or cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -119,7 +119,7 @@ def look(run_dir: Path, config: Mapping[str, Any], overwrite: bool) -> Found:
         if not names - BLANK or _is_stillborn(run_dir, names):
             return NOTHING
         record, files = _sealed(run_dir)
-        damaged = [name for name, digest in files.items() if _digest(run_dir / name) != digest]
+        damaged = [name for name, right in files.items() if _digest(run_dir / name) != right]
     except OSError as error:
         raise UserError(f"run.dir={run_dir} cannot be read: {error.strerror}") from error
     if record is None or CONFIG not in damaged:
@@ -188,6 +188,8 @@ def _sealed(run_dir: Path) -> tuple[dict[str, Any] | None, dict[str, str]]:
 
 def _digest(path: Path) -> str:
     """Return the SHA-256 of a file; "" if it is missing or cannot be read."""
+    if not path.is_file():
+        return ""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

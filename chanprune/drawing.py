@@ -5,10 +5,13 @@ Names of classes, folders and layers may hold what matplotlib would read as a fo
 
 from __future__ import annotations
 
-from typing import Literal
+import warnings
+from pathlib import Path
+from typing import IO, Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 mpl.use("Agg")
@@ -16,7 +19,23 @@ from matplotlib import pyplot as plt
 
 mpl.rcParams["text.parse_math"] = False
 
-__all__ = ["logarithmic", "plt"]
+__all__ = ["logarithmic", "plt", "render"]
+
+
+def render(figure: Figure, target: Path | IO[str], **options: Any) -> None:
+    """Write a figure and close it; a character that the font lacks is a box, without a word.
+
+    Args:
+        figure: One of pyplot's.
+        target: The file.
+        options: As `Figure.savefig` takes them.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(target, **options)
+    finally:
+        plt.close(figure)
 
 
 def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:

@@ -46,5 +46,5 @@ def accuracy_over_macs(points: Sequence[Point], split: str, title: str = "") -> 
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+    figure.set_layout_engine("tight")
     return figure

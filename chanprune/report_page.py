@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from chanprune.drawing import plt
+from chanprune.drawing import render
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -116,7 +116,6 @@ def page(
 
 def _as_svg(figure: Figure) -> str:
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
+    render(figure, text, format="svg", metadata={"Date": None})
     drawn = text.getvalue()
     return drawn[drawn.index("<svg") :]

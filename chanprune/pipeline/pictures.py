@@ -12,7 +12,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from chanprune.drawing import logarithmic, plt
+from chanprune.drawing import logarithmic, plt, render
 from chanprune.files import replace
 
 KEPT, ORIGINAL, CUT = "#2a6fbb", "#d5dbe3", "#c8442f"
@@ -298,8 +298,5 @@ def short(name: str) -> str:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure to a PNG file, and close it; raises as `replace` does."""
-    try:
-        figure.tight_layout()
-        replace(path, lambda part: figure.savefig(part, format="png", dpi=130))
-    finally:
-        plt.close(figure)
+    figure.set_layout_engine("tight")
+    replace(path, lambda part: render(figure, part, format="png", dpi=130))

@@ -74,7 +74,9 @@ def assert_same_runs(folder, expected):
         assert_same_run(folder / run, expected / run)
 
 
-def kill_everywhere(arguments, folder, places=slice(None), prepare=lambda folder: None):
+def kill_everywhere(
+    arguments, folder, places=slice(None), prepare=lambda folder: None, compare=assert_same_runs
+):
     """Go on with a command from what a kill at each of its file operations leaves.
 
     Args:
@@ -82,6 +84,7 @@ def kill_everywhere(arguments, folder, places=slice(None), prepare=lambda folder
         folder: An empty one.
         places: Which of the distinct states are tried.
         prepare: Puts into a folder what the command finds there.
+        compare: Compares the folder where a command went on with that of one that nobody killed.
 
     Returns:
         The number of operations, and that of the distinct states that were tried.
@@ -99,7 +102,7 @@ def kill_everywhere(arguments, folder, places=slice(None), prepare=lambda folder
     for state in tried:
         again = call(*arguments, cwd=state)
         assert again.returncode == 0, f"{state.name}: {again.stderr}"
-        assert_same_runs(state, whole)
+        compare(state, whole)
         shutil.rmtree(state)
     return number, len(tried)
 
@@ -134,7 +137,11 @@ def test_a_kill_at_some_file_operations_costs_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_kill_at_any_file_operation_costs_nothing(name, tmp_path):
-    number, _ = kill_everywhere(of_run(name), tmp_path)
+    """All states of one method; of each other a third, and of the next one the next third."""
+    places = slice(list(METHODS).index(name) % 3, None, 1 if name == "slimming" else 3)
+    number, _ = kill_everywhere(
+        of_run(name), tmp_path, third if name != "slimming" else slice(None)
+    )
     assert number > 80
 
 
@@ -173,6 +180,20 @@ COMMANDS = {
 def test_a_kill_of_any_command_costs_nothing(name, tmp_path):
     arguments, prepare = COMMANDS[name]
     kill_everywhere(arguments, tmp_path, prepare=prepare)
+
+
+def assert_all_trials_done(folder, whole):
+    """Both trials are there."""
+    with (folder / "search/trials.csv").open(encoding="utf-8") as file:
+        states = [row["state"] for row in csv.DictReader(file)]
+    assert states.count("complete") == 2, folder
+
+
+@pytest.mark.slow
+def test_a_kill_of_a_search_costs_nothing(tmp_path):
+    varies = ["--dir", "search", "--trials", "2", "prune.ratio=0.3,0.5"]
+    arguments = ["chanprune.search", *varies, *METHODS["slimming"], *SHORT]
+    kill_everywhere(arguments, tmp_path, slice(0, None, 8), compare=assert_all_trials_done)
 
 
 def fill_the_disk(arguments, folder, positions):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -159,6 +160,28 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, tmp_path, mon
     said = capsys.readouterr().out
     assert ("is damaged" in said) == (damage != "gone") and "goes on after 2 epochs" in said
     assert_same_end(folder, tmp_path / "whole", summary, expected)
+
+
+OTHER_CHANNELS = {
+    "more of them": ({"prune": {"ratio": 0.3}}, {"prune": {"ratio": 0.5}}),
+    "as many": (
+        {"method": {"name": "random", "shares": {}}, "seed": 1},
+        {"method": {"name": "random", "shares": {}}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CHANNELS)
+def test_a_checkpoint_of_other_channels_is_of_no_use(name, tmp_path, capsys):
+    """It can be there where an earlier stage was trained again, on a GPU to other bits."""
+    other, own = (changed(**sections, dataset={"share": 0.1}) for sections in OTHER_CHANNELS[name])
+    execute(other, tmp_path / "other")
+    expected = execute(own, tmp_path / "whole")
+    (tmp_path / "parts").mkdir()
+    shutil.copytree(tmp_path / "other/finetune", tmp_path / "parts/finetune")
+    summary = execute(own, tmp_path / "parts")
+    assert "is of a network with other channels; the stage begins anew" in capsys.readouterr().out
+    assert_same_end(tmp_path / "parts", tmp_path / "whole", summary, expected)
 
 
 LEFT = {

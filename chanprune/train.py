@@ -65,14 +65,13 @@ def train(composed: dict[str, Any], watch: Watch | None = None) -> dict[str, str
 
 def _do_together(config: dict[str, Any], run_dir: Path, apart: dict[str, Any]) -> dict[str, str]:
     """Do a run as one of several processes, of which the first alone writes and speaks."""
-    from chanprune.parallel import joined, shared
+    from chanprune.parallel import joined
     from chanprune.pipeline.prepare import prepare
     from chanprune.pipeline.run import run
 
-    overwrite = apart["run"]["overwrite"]
     with joined():
         _refuse_differences(config)
-        finished = shared(ranks.is_first() and _is_whole(look(run_dir, config, overwrite)))
+        finished = _look_together(run_dir, config, apart["run"]["overwrite"])
         if ranks.is_first():
             return _do(config, run_dir, apart)
         if not finished:
@@ -83,6 +82,26 @@ def _do_together(config: dict[str, Any], run_dir: Path, apart: dict[str, Any]) -
             ):
                 run(config, prepare(config), Path(scratch))
         return {}
+
+
+def _look_together(run_dir: Path, config: dict[str, Any], overwrite: bool) -> bool:
+    """Tell all processes whether the first one sees the run finished.
+
+    Raises:
+        UserError: The first one refuses the directory; in all of them.
+    """
+    from chanprune.parallel import shared
+
+    finished, refusal = False, ""
+    if ranks.is_first():
+        try:
+            finished = _is_whole(look(run_dir, config, overwrite))
+        except UserError as error:
+            refusal = str(error)
+    finished, refusal = shared((finished, refusal))
+    if refusal:
+        raise UserError(refusal)
+    return finished
 
 
 def _do(

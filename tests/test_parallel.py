@@ -139,11 +139,12 @@ def test_a_batch_must_have_equal_shares(tmp_path):
     ("option", "told"),
     [
         ("seed=$RANK", "seed is 0 in process 0 and 1 in process 1"),
+        ("run.dir=/dev/null", "run.dir=/dev/null is a file; give a directory"),
         ("train.lr=0.0$((RANK + 1))", "train.lr is 0.01 in process 0 and 0.02 in process 1"),
     ],
 )
 @pytest.mark.slow
-def test_processes_with_other_options_are_refused(option, told, tmp_path):
+def test_what_cannot_be_is_refused_by_all_processes_in_one_line(option, told, tmp_path):
     command = " ".join(["exec", sys.executable, "-m", "chanprune.train", *TINY, option])
     refused = torchrun("--no-python", "bash", "-c", command, cwd=tmp_path)
     _, error = refused.communicate(timeout=100)

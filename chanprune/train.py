@@ -92,16 +92,16 @@ def _look_together(run_dir: Path, config: dict[str, Any], overwrite: bool) -> bo
     """
     from chanprune.parallel import shared
 
-    finished, refusal = False, ""
+    seen: bool | UserError = False
     if ranks.is_first():
         try:
-            finished = _is_whole(look(run_dir, config, overwrite))
+            seen = _is_whole(look(run_dir, config, overwrite))
         except UserError as error:
-            refusal = str(error)
-    finished, refusal = shared((finished, refusal))
-    if refusal:
-        raise UserError(refusal)
-    return finished
+            seen = error
+    seen = shared(seen)
+    if isinstance(seen, UserError):
+        raise seen
+    return bool(seen)
 
 
 def _do(

@@ -1,23 +1,29 @@
-"""The trained stages that are kept for other runs: `python -m chanprune.cache list|prune`."""
+"""The trained stages that are kept for other runs: `python -m chanprune.cache list|prune`.
+
+Every folder of the cache bears a mark, a CACHEDIR.TAG of its own. What does not bear it is not the
+cache's: it is neither listed nor deleted.
+"""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tabulate import tabulate
 
 from chanprune.errors import UserError, one_line
+from chanprune.files import read_json
 
-ABOUT = "about.json"
-LOCK, MAKER = ".lock", ".maker"
+ABOUT, MARK = "about.json", "CACHEDIR.TAG"
+MARKED = """Signature: 8a477f597d28d172789f06886806bc55
+# A train stage that chanprune keeps; python -m chanprune.cache prune deletes it.
+"""
+LOCK, MAKER, PART = ".lock", ".maker", ".part"
 DAY = 24 * 60 * 60
 
 
@@ -26,36 +32,94 @@ class Entry:
     """A train stage that is kept.
 
     Attributes:
-        folder: Where it is; its name is the hash of everything that the stage depends on.
-        about: What that is ("depends_on"), the run that made it ("run"), and the seconds that it
-            took ("seconds").
+        folder: Where it is.
+        about: What is known of it; None if that is damaged.
         age: Seconds since it was made.
         size: Bytes on the disk, if no run is left that shares its checkpoint.
     """
 
     folder: Path
-    about: Mapping[str, Any]
+    about: About | None
     age: float
     size: int
 
+    @property
+    def key(self) -> str:
+        """Return the hash of everything that the stage depends on."""
+        return self.folder.name.removeprefix(".").removesuffix(PART)
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a train stage.
+
+    Attributes:
+        run: The run that made it.
+        seconds: How long that took.
+        depends_on: All that decides its bits.
+    """
+
+    run: str
+    seconds: float
+    depends_on: Mapping[str, Any]
+
+
+def read_about(folder: Path) -> About | None:
+    """Return what is known of an entry; None if that, or its mark, is missing or damaged."""
+    match read_json(folder / ABOUT) if is_marked(folder) else None:
+        case {"run": str(run), "seconds": float(seconds), "depends_on": dict(depends_on)}:
+            return About(run, seconds, depends_on)
+    return None
+
 
 def entries(cache_dir: Path) -> list[Entry]:
-    """List what is kept, the newest first; what is damaged has nothing in its `about`."""
+    """List what is kept, the newest first."""
     found = []
-    for folder in cache_dir.glob("*/"):
-        about = {}
-        with contextlib.suppress(OSError, ValueError):
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        found.append(Entry(folder, about, time.time() - folder.stat().st_mtime, size))
+    for folder in filter(is_marked, cache_dir.iterdir()):
+        size = sum(path.lstat().st_size for path in folder.iterdir())
+        age = time.time() - folder.stat().st_mtime
+        found.append(Entry(folder, read_about(folder), age, size))
     return sorted(found, key=lambda entry: entry.age)
 
 
-def remove(entry: Entry) -> None:
-    """Delete an entry; runs that took it keep what they took."""
-    shutil.rmtree(entry.folder)
-    for beside in (LOCK, MAKER):
-        entry.folder.with_name(entry.folder.name + beside).unlink(missing_ok=True)
+def is_marked(folder: Path) -> bool:
+    """Tell whether a folder is the cache's; one that is linked there is not."""
+    if folder.is_symlink() or (folder / MARK).is_symlink():
+        return False
+    try:
+        return (folder / MARK).read_bytes() == MARKED.encode()
+    except OSError:
+        return False
+
+
+def remove(entry: Entry) -> bool:
+    """Delete an entry, unless a run is at work on it; runs that took it keep what they took.
+
+    Raises:
+        OSError: It cannot be deleted.
+    """
+    lock, maker = (entry.folder.with_name(entry.key + beside) for beside in (LOCK, MAKER))
+    try:
+        with FileLock(lock, timeout=0):
+            clear(entry.folder)
+            maker.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+    except Timeout:
+        return False
+    return True
+
+
+def clear(folder: Path) -> None:
+    """Delete a folder of the cache, the mark last, so that what a kill leaves is found again.
+
+    Raises:
+        OSError: It cannot be deleted.
+    """
+    for path in folder.iterdir():
+        if path.name != MARK:
+            path.unlink()
+    (folder / MARK).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def main() -> None:
@@ -73,51 +137,57 @@ def main() -> None:
             raise UserError(
                 f"--dir={options.dir}: there is no such directory; give a run's cache.dir"
             )
-        found = entries(options.dir)
-        if options.command == "list":
-            print(_listed(found))
-        else:
-            _prune(found, options.keys, options.older_than)
+        try:
+            found = entries(options.dir)
+            if options.command == "list":
+                print(_listed(found))
+            else:
+                _prune(found, options.keys, options.older_than)
+        except OSError as error:
+            raise UserError(f"--dir={options.dir}: {error.filename}: {error.strerror}") from error
 
 
 def _listed(found: list[Entry]) -> str:
     rows = []
     for entry in found:
         held = [f"{entry.age / DAY:.1f}", f"{entry.size / 2**20:.1f}"]
-        depends_on = entry.about.get("depends_on")
-        if depends_on is None:
-            rows.append([entry.folder.name, "damaged", "", "", "", "", *held, ""])
+        names = _names(entry.about) if entry.about else None
+        if entry.about is None or names is None:
+            rows.append([entry.key, "damaged", "", "", "", "", *held, ""])
             continue
-        rows.append(
-            [
-                entry.folder.name,
-                *(depends_on[section]["name"] for section in ("method", "model", "dataset")),
-                depends_on["train"]["epochs"],
-                f"{entry.about['seconds']:.0f}",
-                *held,
-                entry.about["run"],
-            ]
-        )
+        rows.append([entry.key, *names, f"{entry.about.seconds:.0f}", *held, entry.about.run])
     heads = ["key", "method", "model", "dataset", "epochs", "time s", "age days", "MiB", "made by"]
     total = sum(entry.size for entry in found)
     table = tabulate(rows, heads, tablefmt="simple", disable_numparse=True)
     return f"{table}\n{len(found)} train stages, {total / 2**20:.1f} MiB"
 
 
+def _names(about: About) -> list[str] | None:
+    """Return method, model, data set and epochs of an entry; None if they are not there."""
+    match about.depends_on:
+        case {
+            "method": {"name": str(method)},
+            "model": {"name": str(model)} | [{"name": str(model)}, _],
+            "dataset": {"name": str(dataset)},
+            "train": {"epochs": int(epochs)},
+        }:
+            return [method, model, dataset, f"{epochs}"]
+    return None
+
+
 def _prune(found: list[Entry], keys: list[str], older_than: float) -> None:
-    for unknown in set(keys) - {entry.folder.name for entry in found}:
+    for unknown in set(keys) - {entry.key for entry in found}:
         raise UserError(f"{unknown} is not kept; `python -m chanprune.cache list` shows what is")
     chosen = [
         entry
         for entry in found
-        if (not keys or entry.folder.name in keys) and entry.age >= older_than * DAY
+        if (not keys or entry.key in keys) and entry.age >= older_than * DAY
     ]
-    for entry in chosen:
-        remove(entry)
-    freed = sum(entry.size for entry in chosen)
-    print(
-        f"{len(chosen)} of {len(found)} train stages deleted, up to {freed / 2**20:.1f} MiB freed"
-    )
+    gone = [entry for entry in chosen if remove(entry)]
+    freed = sum(entry.size for entry in gone)
+    print(f"{len(gone)} of {len(found)} train stages deleted, up to {freed / 2**20:.1f} MiB freed")
+    if len(gone) < len(chosen):
+        print(f"{len(chosen) - len(gone)} stay, as runs are at work on them")
 
 
 if __name__ == "__main__":

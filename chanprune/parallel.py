@@ -70,6 +70,15 @@ def shared(value: Any) -> Any:
     return values[0]
 
 
+def of_all(value: Any) -> list[Any]:
+    """Return what the processes have, the first one's first."""
+    values = [value] * ranks.count()
+    if ranks.count() > 1:
+        with _reaching_the_others():
+            dist.all_gather_object(values, value)
+    return values
+
+
 def share_files(folder: Path, names: Sequence[str]) -> None:
     """Give every process the first one's files of these names, as many as there are."""
     if ranks.count() == 1:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt
+from chanprune.drawing import logarithmic, plt
 
 WIDE_RANGE = 20  # of MACs; beyond, they are drawn on a logarithmic axis
 Point = tuple[str, float, float]  # label, MACs of one image, accuracy in [0, 1]
@@ -42,12 +40,11 @@ def accuracy_over_macs(points: Sequence[Point], split: str, title: str = "") -> 
         axes.scatter([p[1] / 1e6 for p in own], [100 * p[2] for p in own], s=28, label=name)
     macs = [point[1] for point in points]
     if max(macs, default=0) > WIDE_RANGE * min(macs, default=1):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
+        logarithmic(axes, "x")
     axes.set_xlabel("million MACs of one image")
     axes.set_ylabel(f"{split} accuracy %")
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+    figure.set_layout_engine("tight")
     return figure

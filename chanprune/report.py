@@ -100,14 +100,12 @@ def main() -> None:
 
 def draw(folders: Sequence[Path], target: Path) -> None:
     """Draw the figures over all runs below some folders, as PNG files."""
-    from matplotlib import pyplot as plt
-
+    from chanprune.drawing import render
     from chanprune.report_figures import figures
 
     target.mkdir(parents=True, exist_ok=True)
     for name, (figure, _) in figures(_drawn(group(gather(folders)[0]))).items():
-        figure.savefig(target / f"{name}.png", dpi=130)
-        plt.close(figure)
+        render(figure, target / f"{name}.png", dpi=130)
         print(f"picture: {target / name}.png")
 
 

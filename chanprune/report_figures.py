@@ -6,14 +6,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-
+from chanprune.drawing import logarithmic, plt
 from chanprune.pareto import accuracy_over_macs
 
 SMALLEST_SCALE = 1e-6
@@ -130,7 +127,7 @@ def scale_histograms(panels: Mapping[str, Sequence[Drawn]]) -> Figure:
             share = np.full(len(scales), 100 / len(scales))
             clipped = np.clip(scales, SMALLEST_SCALE, top)
             axes.hist(clipped, edges, weights=share, histtype="step", linewidth=1.4, label=weight)
-        axes.set_xscale("log")
+        logarithmic(axes, "x")
         axes.set_xlabel("|batch-norm scale|")
         axes.set_ylabel("channels %")
         axes.legend(frameon=False, fontsize=8)

@@ -6,8 +6,9 @@ import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+
+from chanprune.drawing import render
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -115,7 +116,6 @@ def page(
 
 def _as_svg(figure: Figure) -> str:
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
+    render(figure, text, format="svg", metadata={"Date": None})
     drawn = text.getvalue()
     return drawn[drawn.index("<svg") :]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +19,19 @@ from filelock import FileLock, Timeout
 
 from chanprune.digest import digest
 from chanprune.errors import UserError
+from chanprune.files import flush_folder, make_folder, read_json, write_json, write_text
 from chanprune.schema import validate
 
-OURS = ["table.md", "table.csv", "summary.json", "plan.json", "metrics.jsonl", "config.yaml"]
-OURS += ["model.safetensors", "model.json"]
+CONFIG, METRICS, MANIFEST = "config.yaml", "metrics.jsonl", "manifest.json"
+OURS = ["table.md", "table.csv", "summary.json", "plan.json", METRICS, CONFIG]
+OURS += ["model.safetensors", "model.json", MANIFEST]
 LOCK, OWNER = ".lock", ".owner"
-PICTURES = re.compile(r"((scales|order|times_active)(-\d+)?|channels|levels|active)\.png")
+BLANK = {LOCK, OWNER, f".{CONFIG}.part"}
+PICTURES = re.compile(
+    r"((scales|order|times_active)(-\d+)?|channels|levels|active|rewired|fields)\.png"
+)
 FOLDERS = re.compile(r"(train|finetune)(-\d+)?|tensorboard")
-Found = Literal["nothing", "unfinished", "finished"]
+LEFT = re.compile(r"\.tmp\w*|\..+\.part")  # what a kill left of a file that was being written
 NOT_RECORDED: dict[str, Any] = {
     "run": {"dir": None, "overwrite": False},
     "cache": {"dir": "outputs/cache", "enabled": True},
@@ -31,6 +39,24 @@ NOT_RECORDED: dict[str, Any] = {
     "control": None,
     "control_of": None,
 }
+
+
+@dataclass(frozen=True)
+class Found:
+    """What of a run is there.
+
+    Attributes:
+        state: How far it is.
+        damaged: Its files that are missing or not what they were when it was finished.
+        record: What config.yaml holds, or held when the run was finished.
+    """
+
+    state: Literal["nothing", "unfinished", "finished"]
+    damaged: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+NOTHING = Found("nothing")
 
 
 def default_dir(config: dict[str, Any]) -> Path:
@@ -41,15 +67,26 @@ def default_dir(config: dict[str, Any]) -> Path:
 
 def recorded_config(run_dir: Path) -> dict[str, Any] | None:
     """Return the configuration of the run in a directory, or None if no run of ours is there."""
+    record = _recorded(run_dir)
+    return record["config"] if record else None
+
+
+def _recorded(run_dir: Path) -> dict[str, Any] | None:
+    """Return what config.yaml holds; None if it is missing or damaged."""
     try:
-        text = (run_dir / "config.yaml").read_text(encoding="utf-8")
+        text = (run_dir / CONFIG).read_text(encoding="utf-8")
         values = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
-    if not isinstance(values, dict) or set(values) != {"config", "environment"}:
-        return None
-    config = values["config"]
-    return config if isinstance(config, dict) else None
+    return values if _is_record(values) else None
+
+
+def _is_record(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and values.keys() == {"config", "environment"}
+        and isinstance(values["config"], dict)
+    )
 
 
 def checked_config(run_dir: Path) -> dict[str, Any] | None:
@@ -68,29 +105,96 @@ def checked_config(run_dir: Path) -> dict[str, Any] | None:
     return {key: value for key, value in config.items() if key not in NOT_RECORDED}
 
 
-def look(run_dir: Path, config: dict[str, Any], overwrite: bool) -> Found:
-    """Tell what of the run is there; refuse a directory that holds something else."""
+def look(run_dir: Path, config: Mapping[str, Any], overwrite: bool) -> Found:
+    """Tell what of the run is there; refuse a directory that holds something else.
+
+    A directory belongs to a run from the moment that config.yaml is there. It is the first file of
+    a run that is written, and the only one that `begin` replaces without a moment between. A run is
+    finished if manifest.json, which is written last, says of every file what it is.
+    """
     try:
         if run_dir.exists() and not run_dir.is_dir():
             raise UserError(f"run.dir={run_dir} is a file; give a directory")
         names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+        if not names - BLANK or _is_stillborn(run_dir, names):
+            return NOTHING
+        record, files = _sealed(run_dir)
+        damaged = [name for name, right in files.items() if _digest(run_dir / name) != right]
     except OSError as error:
         raise UserError(f"run.dir={run_dir} cannot be read: {error.strerror}") from error
-    if not names - {LOCK, OWNER}:
-        return "nothing"
-    recorded = recorded_config(run_dir)
-    if recorded is None:
-        raise UserError(
-            f"run.dir={run_dir} is not empty and holds no run; give a new or empty directory"
-        )
+    if record is None or CONFIG not in damaged:
+        record = _recorded(run_dir)
+    if record is None:
+        return _without_config(run_dir, names, overwrite)
     if overwrite:
-        return "nothing"
-    if recorded != config:
+        return NOTHING
+    if record["config"] != config:
         raise UserError(
             f"run.dir={run_dir} holds a run with another configuration; "
             f"give another run.dir, or run.overwrite=true to replace it"
         )
-    return "finished" if "summary.json" in names else "unfinished"
+    if not files and "summary.json" in names:
+        damaged = [MANIFEST]
+    state: Literal["finished", "unfinished"] = "finished" if files else "unfinished"
+    return Found(state, tuple(damaged), record)
+
+
+def _is_stillborn(run_dir: Path, names: set[str]) -> bool:
+    """Tell whether a run was killed before it was written down what run it is."""
+    return names <= {*BLANK, METRICS} and LOCK in names and not (run_dir / METRICS).stat().st_size
+
+
+def _without_config(run_dir: Path, names: set[str], overwrite: bool) -> Found:
+    """Say what to do with a directory in which nothing says what run it holds."""
+    if LOCK not in names or not all(map(_is_ours, names)):
+        raise UserError(
+            f"run.dir={run_dir} is not empty and holds no run; give a new or empty directory"
+        )
+    if overwrite:
+        return NOTHING
+    raise UserError(
+        f"run.dir={run_dir} holds a run whose {CONFIG} is missing or damaged, so that nothing says "
+        "what run it is; give another run.dir, or run.overwrite=true to replace it"
+    )
+
+
+def _is_ours(name: str) -> bool:
+    kinds = (PICTURES, FOLDERS, LEFT)
+    return name in {*OURS, LOCK, OWNER} or any(kind.fullmatch(name) for kind in kinds)
+
+
+def seal(run_dir: Path) -> None:
+    """Write down that the run is finished, and what its files are.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    ours = [p.name for p in run_dir.iterdir() if p.name in OURS or PICTURES.fullmatch(p.name)]
+    files = {name: _digest(run_dir / name) for name in sorted(ours) if name != MANIFEST}
+    with contextlib.suppress(OSError):
+        (run_dir / OWNER).unlink(missing_ok=True)
+    flush_folder(run_dir)
+    write_json(run_dir / MANIFEST, {"record": _recorded(run_dir), "files": files})
+
+
+def _sealed(run_dir: Path) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """Return what `seal` wrote: the record, and name -> digest; nothing of what is damaged."""
+    match read_json(run_dir / MANIFEST):
+        case {"record": dict(record), "files": dict(files)} if _is_record(record):
+            if files and all(map(_is_ours, files)):
+                return record, files
+    return None, {}
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file; "" if it is missing or cannot be read."""
+    if not path.is_file():
+        return ""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def refuse_unwritable(key: str, folder: Path) -> None:
@@ -110,31 +214,84 @@ def only_process(run_dir: Path) -> Iterator[None]:
     """
     lock, owner = FileLock(run_dir / LOCK, timeout=0), run_dir / OWNER
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(run_dir)
         lock.acquire()
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
     except Timeout as error:
-        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
         raise UserError(
-            f"run.dir={run_dir} is being written by {who}; wait for it, or give another run.dir"
+            f"run.dir={run_dir} is being written by {_told(owner)}; wait for it, or give another "
+            "run.dir"
         ) from error
     except OSError as error:
+        lock.release()
         raise UserError(f"run.dir={run_dir} cannot be written: {error.strerror}") from error
     try:
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            owner.unlink(missing_ok=True)
         lock.release()
 
 
-def begin(run_dir: Path) -> None:
-    """Clear the directory of what an earlier run left in it; other files stay."""
+def _told(owner: Path) -> str:
+    """Return the process that says it is writing, as far as that can be read."""
     try:
+        return owner.read_text(encoding="utf-8") or "another process"
+    except (OSError, ValueError):
+        return "another process"
+
+
+def begin(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Clear the directory of what an earlier run left in it, and write down what run it holds now.
+
+    The last step replaces config.yaml, so that the directory is a run's all the time. Other files
+    stay.
+
+    Raises:
+        UserError: The directory cannot be written.
+    """
+    try:
+        for name in (MANIFEST, *OURS):
+            if name != CONFIG:
+                (run_dir / name).unlink(missing_ok=True)
         for old in list(run_dir.iterdir()):
-            if old.name in OURS or PICTURES.fullmatch(old.name):
+            if PICTURES.fullmatch(old.name) or LEFT.fullmatch(old.name):
                 old.unlink()
-            elif FOLDERS.fullmatch(old.name):
+            elif FOLDERS.fullmatch(old.name) and not old.is_symlink():
                 shutil.rmtree(old)
-        (run_dir / "metrics.jsonl").touch()
     except OSError as error:
         raise UserError(f"run.dir={run_dir} cannot be written: {error.strerror}") from error
+    write_record(run_dir, record)
+
+
+def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Write config.yaml.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    write_text(run_dir / CONFIG, yaml.safe_dump(dict(record), sort_keys=False))
+
+
+def go_on(run_dir: Path, found: Found) -> None:
+    """Prepare a directory for what is left of its run.
+
+    Raises:
+        UserError: The directory cannot be written.
+        RunError: config.yaml cannot be written.
+    """
+    if CONFIG in found.damaged:
+        write_record(run_dir, found.record)
+    try:
+        _clear_leftovers(run_dir)
+    except OSError as error:
+        raise UserError(f"run.dir={run_dir} cannot be written: {error.strerror}") from error
+
+
+def _clear_leftovers(run_dir: Path) -> None:
+    """Remove what a kill left of files that were being written."""
+    stages = [path for path in run_dir.iterdir() if FOLDERS.fullmatch(path.name) and path.is_dir()]
+    for folder in (run_dir, *stages):
+        for path in folder.iterdir():
+            if LEFT.fullmatch(path.name) and path.is_file():
+                path.unlink()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from tabulate import tabulate
 from chanprune import cli
 from chanprune.digest import digest
 from chanprune.errors import RunError, UserError, one_line
+from chanprune.files import write_text
 from chanprune.train import place, train
 
 if TYPE_CHECKING:
@@ -220,34 +222,37 @@ def _take_up(study: optuna.Study) -> set[int]:
 
 def _written(folder: Path, study: optuna.Study) -> str:
     """Write what was found; return the table of what no other trial beats in both."""
-    from matplotlib import pyplot as plt
-
     from chanprune.pareto import accuracy_over_macs
-    from chanprune.pipeline.files import write_text
+    from chanprune.pipeline.pictures import save
 
     best = sorted(study.best_trials, key=lambda trial: trial.values[1])
     done = [trial for trial in study.trials if trial.values is not None]
     labels = {trial.number: "beaten by no other" for trial in best}
     points = [(labels.get(t.number, "beaten"), t.values[1], t.values[0]) for t in done]
     figure = accuracy_over_macs(points, "validation", f"{len(done)} trials")
-    figure.savefig(folder / "pareto.png", dpi=130)
-    plt.close(figure)
+    save(figure, folder / "pareto.png")
     table = tabulate(map(_row, best), headers="keys", tablefmt="github", disable_numparse=True)
     text = (
         f"Of {len(done)} trials that were done these are beaten by no other in both validation "
         f"accuracy and MACs:\n\n{table}\n"
     )
     write_text(folder / "table.md", text)
-    with (folder / "trials.csv").open("w", encoding="utf-8", newline="") as file:
-        keys = dict.fromkeys(key for trial in study.trials for key in trial.params)
-        heads = ["trial", "state", "val_accuracy", "test_accuracy", "macs", *keys, "run"]
-        writer = csv.DictWriter(file, heads, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        for trial in study.trials:
-            values = dict(zip(("val_accuracy", "macs"), trial.values or (), strict=False))
-            number = {"trial": trial.number, "state": trial.state.name.lower()}
-            writer.writerow({**number, **values, **trial.params, **trial.user_attrs})
+    write_text(folder / "trials.csv", _as_csv(study.trials))
     return f"{text}\nin {folder}: table.md, trials.csv, pareto.png, study.db"
+
+
+def _as_csv(trials: Sequence[optuna.trial.FrozenTrial]) -> str:
+    """Return a CSV table with a row for each trial, those too that were given up."""
+    text = io.StringIO()
+    keys = dict.fromkeys(key for trial in trials for key in trial.params)
+    heads = ["trial", "state", "val_accuracy", "test_accuracy", "macs", *keys, "run"]
+    writer = csv.DictWriter(text, heads, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for trial in trials:
+        values = dict(zip(("val_accuracy", "macs"), trial.values or (), strict=False))
+        number = {"trial": trial.number, "state": trial.state.name.lower()}
+        writer.writerow({**number, **values, **trial.params, **trial.user_attrs})
+    return text.getvalue()
 
 
 def _row(trial: optuna.trial.FrozenTrial) -> dict[str, str]:

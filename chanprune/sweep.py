@@ -7,7 +7,7 @@ cluster. Each job leaves its outcome in a file, which any launcher's jobs can.
 from __future__ import annotations
 
 import csv
-import json
+import io
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 
 from chanprune.errors import Interrupted, RunError, UserError
+from chanprune.files import make_folder, read_json, write_json, write_text
 
 OUTCOMES = "jobs"
 DIED = "its process ended without a word (killed, or out of memory)"
@@ -99,26 +100,25 @@ class KeepOutcome:
         except (UserError, RunError) as error:
             outcome = {"failed": " ".join(str(error).split())}
         except Interrupted as error:
-            path.write_text(json.dumps({"failed": str(error)}), encoding="utf-8")
+            write_json(path, {"failed": str(error)})
             raise SystemExit(error.exit_code) from error
         except Exception as error:
             traceback.print_exc()
             outcome = {"failed": f"{type(error).__name__}: {error} (a bug; see its traceback)"}
-        path.write_text(json.dumps(outcome), encoding="utf-8")
+        write_json(path, outcome)
 
 
 def forget_outcomes(folder: Path) -> None:
     """Remove what an earlier call of the same sweep left."""
-    (folder / OUTCOMES).mkdir(parents=True, exist_ok=True)
+    make_folder(folder / OUTCOMES)
     for path in (folder / OUTCOMES).glob("*.json"):
-        path.unlink()
+        if path.stem.isdecimal():
+            path.unlink()
 
 
 def outcomes(folder: Path, number: int) -> list[dict[str, Any]]:
     """Read the outcomes of so many jobs: "told", by column, or the reason why it "failed"."""
-    found = []
-    for path in (folder / OUTCOMES / f"{job}.json" for job in range(number)):
-        found.append(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+    found = (read_json(folder / OUTCOMES / f"{job}.json") for job in range(number))
     return [outcome or {"failed": DIED} for outcome in found]
 
 
@@ -136,15 +136,16 @@ def write_table(folder: Path, jobs: Sequence[Job], ended: Sequence[Mapping[str, 
         }
         for number, (job, outcome) in enumerate(zip(jobs, ended, strict=True))
     ]
-    with (folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    as_csv = io.StringIO()
+    writer = csv.DictWriter(as_csv, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "table.csv", as_csv.getvalue())
     shown = [{key: value for key, value in row.items() if key != "reason"} for row in rows]
     table = tabulate(shown, headers="keys", tablefmt="github", disable_numparse=True)
     reasons = [f"job {row['job']}: {row['reason']}" for row in rows if row["reason"]]
     text = "\n".join([table, "", *reasons, *([""] if reasons else [])])
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    write_text(folder / "table.md", text)
     return text
 
 

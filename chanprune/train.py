@@ -6,11 +6,10 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 
 from chanprune import cli, ranks
@@ -24,9 +23,11 @@ from chanprune.run_dir import (
     begin,
     checked_config,
     default_dir,
+    go_on,
     look,
     only_process,
     refuse_unwritable,
+    seal,
 )
 from chanprune.schema import validate
 
@@ -59,22 +60,21 @@ def train(composed: dict[str, Any], watch: Watch | None = None) -> dict[str, str
         _refuse_changes("control", "has the options of the run that control_of names")
     if ranks.count() > 1:
         return _do_together(config, run_dir, apart)
-    found = look(run_dir, config, apart["run"]["overwrite"])
-    return _do(config, run_dir, apart, found, watch)
+    return _do(config, run_dir, apart, watch)
 
 
 def _do_together(config: dict[str, Any], run_dir: Path, apart: dict[str, Any]) -> dict[str, str]:
     """Do a run as one of several processes, of which the first alone writes and speaks."""
-    from chanprune.parallel import joined, shared
+    from chanprune.parallel import joined
     from chanprune.pipeline.prepare import prepare
     from chanprune.pipeline.run import run
 
-    overwrite = apart["run"]["overwrite"]
     with joined():
-        found = shared(look(run_dir, config, overwrite) if ranks.is_first() else None)
+        _refuse_differences(config)
+        finished = _look_together(run_dir, config, apart["run"]["overwrite"])
         if ranks.is_first():
-            return _do(config, run_dir, apart, found)
-        if found != "finished":
+            return _do(config, run_dir, apart)
+        if not finished:
             with (
                 tempfile.TemporaryDirectory() as scratch,
                 open(os.devnull, "w", encoding="utf-8") as nowhere,
@@ -84,38 +84,58 @@ def _do_together(config: dict[str, Any], run_dir: Path, apart: dict[str, Any]) -
         return {}
 
 
+def _look_together(run_dir: Path, config: dict[str, Any], overwrite: bool) -> bool:
+    """Tell all processes whether the first one sees the run finished.
+
+    Raises:
+        UserError: The first one refuses the directory; in all of them.
+    """
+    from chanprune.parallel import shared
+
+    seen: bool | UserError = False
+    if ranks.is_first():
+        try:
+            seen = _is_whole(look(run_dir, config, overwrite))
+        except UserError as error:
+            seen = error
+    seen = shared(seen)
+    if isinstance(seen, UserError):
+        raise seen
+    return bool(seen)
+
+
 def _do(
     config: dict[str, Any],
     run_dir: Path,
     apart: dict[str, Any],
-    found: Found,
     watch: Watch | None = None,
 ) -> dict[str, str]:
     """Do what is left of a run; raises as `train` does."""
-    if found == "finished":
-        print((run_dir / "table.md").read_text(encoding="utf-8"))
-        print(f"{run_dir} holds this run, finished; run.overwrite=true runs it again")
-        return _line(run_dir)
+    overwrite = apart["run"]["overwrite"]
+    if _is_whole(look(run_dir, config, overwrite)):
+        return _tell_finished(run_dir)
     if config["prune"]["widths"] is not None:
         kept_widths(Path(config["prune"]["widths"]))
     cache_dir = Path(apart["cache"]["dir"]) if apart["cache"]["enabled"] else None
     for key, folder in (("run.dir", run_dir), ("cache.dir", cache_dir)):
         if folder is not None:
             refuse_unwritable(key, folder)
-    from chanprune.pipeline.files import write_text
     from chanprune.pipeline.prepare import prepare
     from chanprune.pipeline.provenance import describe_environment
     from chanprune.pipeline.run import run
 
     prepared = prepare(config)
     with only_process(run_dir):
-        if found == "unfinished":
-            print(f"{run_dir} holds this run, unfinished; it goes on where it was saved")
+        found = look(run_dir, config, overwrite)
+        if _is_whole(found):  # another process was faster
+            return _tell_finished(run_dir)
+        if found.state == "nothing":
+            begin(run_dir, {"config": config, "environment": describe_environment()})
         else:
-            begin(run_dir)
-            record = {"config": config, "environment": describe_environment()}
-            write_text(run_dir / "config.yaml", yaml.safe_dump(record, sort_keys=False))
+            _tell_unfinished(run_dir, found)
+            go_on(run_dir, found)
         run(config, prepared, run_dir, cache_dir, watch)
+        seal(run_dir)
     print(f"\n{(run_dir / 'table.md').read_text(encoding='utf-8')}")
     written = [path.name for path in run_dir.iterdir() if path.name in OURS]
     print(f"in {run_dir}: {', '.join(sorted(written, key=OURS.index))}, tensorboard")
@@ -123,6 +143,53 @@ def _do(
         print(f"picture: {picture}")
     print(f"the compact model: chanprune.load({str(run_dir)!r})")
     return _line(run_dir)
+
+
+def _is_whole(found: Found) -> bool:
+    return found.state == "finished" and not found.damaged
+
+
+def _tell_finished(run_dir: Path) -> dict[str, str]:
+    print((run_dir / "table.md").read_text(encoding="utf-8"))
+    print(f"{run_dir} holds this run, finished; run.overwrite=true runs it again")
+    return _line(run_dir)
+
+
+def _tell_unfinished(run_dir: Path, found: Found) -> None:
+    if found.damaged:
+        print(
+            f"{run_dir} holds this run, finished, but damaged or missing: "
+            f"{', '.join(found.damaged)}; it is mended from the stages that are there"
+        )
+    else:
+        print(f"{run_dir} holds this run, unfinished; it goes on where it was saved")
+
+
+def _refuse_differences(config: dict[str, Any]) -> None:
+    """Refuse processes that were started with other options than the first.
+
+    Raises:
+        UserError: In all of them.
+    """
+    from chanprune.parallel import of_all
+
+    first, *others = of_all(dict(_flat(config)))
+    for number, own in enumerate(others, start=1):
+        for key in sorted(first.keys() | own.keys()):
+            values = [told.get(key, "not given") for told in (first, own)]
+            if values[0] != values[1]:
+                raise UserError(
+                    f"{key} is {values[0]} in process 0 and {values[1]} in process {number}; "
+                    "start all processes of a training with the same options"
+                )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value)
 
 
 def place(composed: Mapping[str, Any]) -> Path:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from matplotlib import pyplot as plt
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from chanprune import data, load
 from chanprune.channels import DamageOptions, Unit, expected_damage, selective_units, trace
+from chanprune.drawing import plt
 from chanprune.pipeline.pictures import save, short
 
 HISTOGRAMS = 12

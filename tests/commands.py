@@ -15,25 +15,29 @@ from typing import Any
 
 import torch
 
+from tests.faults import Fault
+
 TINY = (
     *("model=vgg11", "model.width=0.0625", "dataset.image_size=16"),
     *("train.epochs=1", "finetune.epochs=1", "device=cpu"),
 )
-SLOW_IMPORTS = ("torch._dynamo", "sklearn.datasets", "chanprune.pipeline.run")
+SLOW_IMPORTS = ("torch._dynamo", "sklearn.datasets", "chanprune.pipeline.run", "chanprune.control")
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload([*SLOW_IMPORTS, __name__])
 
 
-def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def train(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `python -m chanprune.train`, as `call` does."""
-    return call("chanprune.train", *arguments, cwd=cwd, **environment)
+    return call("chanprune.train", *arguments, cwd=cwd, **options)
 
 
-def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def call(
+    *arguments: str, cwd: Path, fault: Fault | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m` in a fork of a process that has imported PyTorch, which saves seconds."""
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as error:
         streams = [DupFd(file.fileno()) for file in (output, error)]
-        process = _forks.Process(target=_become, args=(arguments, cwd, environment, streams))
+        process = _forks.Process(target=_become, args=(arguments, cwd, environment, streams, fault))
         process.start()
         process.join()
         said = []
@@ -64,7 +68,11 @@ def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[st
 
 
 def _become(
-    arguments: Sequence[str], cwd: Path, environment: Mapping[str, str], streams: Sequence[Any]
+    arguments: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    streams: Sequence[Any],
+    fault: Fault | None,
 ) -> None:
     for number, stream in enumerate(streams, start=1):
         os.dup2(stream.detach(), number)
@@ -72,4 +80,10 @@ def _become(
     os.environ.update(environment)
     torch.set_num_threads(1)
     sys.argv[1:] = arguments[1:]
-    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    if fault:
+        fault.arm()
+    try:
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    finally:
+        if fault:
+            fault.tell()

@@ -133,3 +133,23 @@ def test_a_batch_must_have_equal_shares(tmp_path):
     said = "train.batch_size=31 must be a multiple of the number of processes, 2"
     assert error.count(said) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("seed=$RANK", "seed is 0 in process 0 and 1 in process 1"),
+        ("run.dir=/dev/null", "run.dir=/dev/null is a file; give a directory"),
+        ("train.lr=0.0$((RANK + 1))", "train.lr is 0.01 in process 0 and 0.02 in process 1"),
+    ],
+)
+@pytest.mark.slow
+def test_what_cannot_be_is_refused_by_all_processes_in_one_line(option, told, tmp_path):
+    command = " ".join(["exec", sys.executable, "-m", "chanprune.train", *TINY, option])
+    refused = torchrun("--no-python", "bash", "-c", command, cwd=tmp_path)
+    _, error = refused.communicate(timeout=100)
+    assert refused.returncode != 0
+    ours = [line for line in error.splitlines() if line.startswith("chanprune: ")]
+    assert len(ours) == 1 and told in ours[0]
+    assert "chanprune/train.py" not in error, "torchrun's traceback is the only one"
+    assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ import chanprune
 from chanprune import data
 from chanprune.channels import count, find_cliff
 from chanprune.errors import RunError, UserError
-from chanprune.pipeline.files import write_json, write_text
+from chanprune.files import write_json, write_text
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
 

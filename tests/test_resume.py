@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -158,6 +159,59 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, tmp_path, mon
     summary = run(config, prepare(config), folder)
     said = capsys.readouterr().out
     assert ("is damaged" in said) == (damage != "gone") and "goes on after 2 epochs" in said
+    assert_same_end(folder, tmp_path / "whole", summary, expected)
+
+
+OTHER_CHANNELS = {
+    "more of them": ({"prune": {"ratio": 0.3}}, {"prune": {"ratio": 0.5}}),
+    "as many": (
+        {"method": {"name": "random", "shares": {}}, "seed": 1},
+        {"method": {"name": "random", "shares": {}}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CHANNELS)
+def test_a_checkpoint_of_other_channels_is_of_no_use(name, tmp_path, capsys):
+    """It can be there where an earlier stage was trained again, on a GPU to other bits."""
+    other, own = (changed(**sections, dataset={"share": 0.1}) for sections in OTHER_CHANNELS[name])
+    execute(other, tmp_path / "other")
+    expected = execute(own, tmp_path / "whole")
+    (tmp_path / "parts").mkdir()
+    shutil.copytree(tmp_path / "other/finetune", tmp_path / "parts/finetune")
+    summary = execute(own, tmp_path / "parts")
+    assert "is of a network with other channels; the stage begins anew" in capsys.readouterr().out
+    assert_same_end(tmp_path / "parts", tmp_path / "whole", summary, expected)
+
+
+LEFT = {
+    "zeros": lambda text: text + bytes(40),
+    "half a line": lambda text: text + text[: len(text) // 3],
+    "not UTF-8": lambda text: b"\xff\xfe" + text,
+    "not JSON": lambda text: text.replace(b'"epoch"', b'"epo"ch', 1),
+    "other JSON": lambda text: b"[]\n3\n" + text,
+    "lines twice": lambda text: text + text,
+    "nothing": lambda text: b"",
+}
+
+
+@pytest.mark.parametrize("left", but_slow(LEFT, *(set(LEFT) - {"zeros", "not UTF-8"})))
+def test_whatever_metrics_hold_a_run_goes_on_and_they_end_in_order(left, tmp_path, monkeypatch):
+    """A stage's checkpoint knows its metrics, also where the newest is damaged."""
+    config = changed(dataset={"share": 0.1}, train={"epochs": 4}, finetune={"epochs": 2})
+    expected = execute(config, tmp_path / "whole")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    with monkeypatch.context() as patch:
+        signal_after(patch, 18, signal.SIGTERM)  # in the first epoch of fine-tuning
+        with pytest.raises(Interrupted):
+            run(config, prepare(config), folder)
+    metrics = folder / "metrics.jsonl"
+    metrics.write_bytes(LEFT[left](metrics.read_bytes()))
+    for name in ("train", "finetune"):
+        newest = folder / name / "state.safetensors"
+        newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    summary = run(config, prepare(config), folder)
     assert_same_end(folder, tmp_path / "whole", summary, expected)
 
 

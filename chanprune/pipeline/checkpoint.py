@@ -21,7 +21,8 @@ from chanprune.pipeline.cost import Cost
 from chanprune.pipeline.files import write_tensors
 
 NEWEST, BEFORE = "state.safetensors", "previous.safetensors"
-NUMBERS = ("epoch", "batch", "seconds", "best_score", "best_epoch")
+NUMBERS = ("epoch", "batch", "seconds", "best_score", "best_epoch", "metrics")
+FACTS = {*NUMBERS, "cost", "active", "begun_from"}
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Progress:
         best_epoch: The epoch (from 1) that reached it.
         best: The network's state after that epoch.
         cost: What the stage has cost so far.
+        metrics: Those of each epoch that is done, with its number ("epoch").
     """
 
     epoch: int = 0
@@ -49,13 +51,20 @@ class Progress:
     best_epoch: int = 0
     best: dict[str, Tensor] | None = None
     cost: Cost = field(default_factory=Cost)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Saves and restores a stage: network, optimiser, method, random numbers, and progress."""
+    """Saves and restores a stage: network, optimiser, method, random numbers, and progress.
+
+    Attributes:
+        begun_from: Names the channels of the network that the stage begins with: a checkpoint of
+            other channels is of no use.
+    """
 
     folder: Path
+    begun_from: str
     model: nn.Module
     optimiser: torch.optim.Optimizer
     bank: Bank
@@ -81,9 +90,11 @@ class Checkpoints:
             **{key: getattr(progress, key) for key in NUMBERS},
             "cost": asdict(progress.cost),
             "active": self.bank.plan.to_json() if self.bank.plan else None,
+            "begun_from": self.begun_from,
         }
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        metadata = {"facts": json.dumps(facts), "checksum": f"{_checksum(plain)}"}
+        told = json.dumps(facts)
+        metadata = {"facts": told, "checksum": f"{_checksum(plain, told)}"}
         write_tensors(self.folder / NEWEST, plain, metadata, keep=self.folder / BEFORE)
 
     def load(self) -> tuple[Progress, list[str]]:
@@ -93,16 +104,25 @@ class Checkpoints:
             How far the stage has come, and what to say about damaged files.
         """
         warnings = []
-        for path in (self.folder / NEWEST, self.folder / BEFORE):
-            if not path.exists():
-                continue
+        there = [path for path in (self.folder / NEWEST, self.folder / BEFORE) if path.exists()]
+        for path in there:
+            is_last = path == there[-1]
+            instead = "the stage begins anew" if is_last else "the checkpoint before it is taken"
             try:
                 tensors, facts = read(path)
             except CheckpointError as error:
-                warnings.append(f"{path} is damaged ({error}); the checkpoint before it is taken")
+                warnings.append(f"{path} is damaged ({error}); {instead}")
+                continue
+            if facts["begun_from"] != self.begun_from or not self._fits(tensors):
+                warnings.append(f"{path} is of a network with other channels; {instead}")
                 continue
             return self._restore(tensors, facts), warnings
         return Progress(), warnings
+
+    def _fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Tell whether a checkpoint holds the tensors of this network."""
+        own = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+        return own == {name: tensor.shape for name, tensor in _part(tensors, "model.").items()}
 
     def _restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Progress:
         device = next(self.model.parameters()).device
@@ -147,16 +167,28 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata["checksum"] != f"{_checksum(tensors)}":
+        facts: dict[str, Any] = json.loads(metadata["facts"])
+        if not facts.keys() >= FACTS:
+            raise ValueError("another version of this program wrote it")
+        if metadata["checksum"] != f"{_checksum(tensors, metadata['facts'])}":
             raise ValueError("its checksum is wrong")
-        return tensors, json.loads(metadata["facts"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(str(error)) from error
+        return tensors, facts
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{error}".partition("\n")[0]) from error
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """Return a CRC-32 over all tensors, in the order of their names."""
-    value = 0
+def epochs_done(path: Path) -> int:
+    """Return how many epochs a checkpoint has done; 0 if it is missing or damaged."""
+    try:
+        epoch: int = read(path)[1]["epoch"]
+    except CheckpointError:
+        return 0
+    return epoch
+
+
+def _checksum(tensors: Mapping[str, Tensor], facts: str) -> int:
+    """Return a CRC-32 over the facts and all tensors, in the order of their names."""
+    value = zlib.crc32(facts.encode())
     for name in sorted(tensors):
         own = np.ascontiguousarray(tensors[name].reshape(-1).view(torch.uint8).numpy())
         value = zlib.crc32(own.data, zlib.crc32(name.encode(), value))

@@ -8,6 +8,7 @@ from typing import Any
 
 from chanprune import data
 from chanprune.channels import count
+from chanprune.errors import UserError
 from chanprune.pipeline.loop import evaluate
 from chanprune.pipeline.model_file import extract, load
 from chanprune.pipeline.prepare import pick_device
@@ -34,6 +35,12 @@ def evaluate_run(
     chosen = pick_device(device)
     model = load(run_dir).to(chosen)
     dataset = data.load(seed=config["seed"], **config["dataset"]).on(chosen)
+    taken, given = model.input_shape, dataset.info.input_shape
+    if taken != given:
+        raise UserError(
+            f"run={run_dir}: the network in model.json takes images of (C, H, W) = {taken}, and "
+            f"config.yaml asks for {given}; one of the files is not this run's"
+        )
     batches = data.eval_batches(dataset, "test", batch_size=EVAL_BATCH, device=chosen)
     results = []
     for level in levels:

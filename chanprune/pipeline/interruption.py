@@ -1,17 +1,23 @@
-"""SIGTERM and SIGINT: the first lets the step finish and is saved, the second stops at once."""
+"""SIGTERM and SIGINT: the first lets the step finish and is saved, one that comes later ends it."""
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 from chanprune.errors import SIGNALS, Interrupted
 from chanprune.parallel import largest
 
+ONE = 1.0  # seconds: launchers forward a signal that the process got already
+
 
 class Interruption:
     """Takes note of a request to stop, while it is entered.
+
+    Signals that come within a second of the first are the same request. A later one does what it
+    would do otherwise: it ends the process.
 
     Attributes:
         requested: The signal that came, or None.
@@ -19,6 +25,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.requested: int | None = None
+        self._first = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -32,9 +39,9 @@ class Interruption:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        """Give the signals back, unless one came: its repeats must not end what is left to do."""
+        if self.requested is None:
+            self._give_back()
 
     def stop_if_requested(self) -> None:
         """Stop here, where everything is saved.
@@ -56,6 +63,13 @@ class Interruption:
             raise Interrupted(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = number
-        for again in SIGNALS:
-            signal.signal(again, signal.SIG_DFL)
+        now = time.monotonic()
+        if self.requested is None:
+            self.requested, self._first = number, now
+        elif now - self._first > ONE:
+            self._give_back()
+            signal.raise_signal(number)
+
+    def _give_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -52,6 +52,7 @@ class Stage:
         keep: Which epoch it hands on.
         seed: Seed of the run.
         prune: How channels will be selected.
+        begun_from: See `Checkpoints`.
         interruption: Tells when to stop.
         watch: Called after each epoch with its number (from 1) and metrics; may end the run.
     """
@@ -61,6 +62,7 @@ class Stage:
     keep: Literal["last", "best"]
     seed: int
     prune: PruneOptions
+    begun_from: str
     interruption: Interruption
     watch: Callable[[int, Mapping[str, float]], None]
 
@@ -98,10 +100,10 @@ def train(
     facts = method.before_training(model, graph, setting)
     optimiser = make_optimiser(model, options, method.weight_decays())
     bank = Bank(model, graph, optimiser)
-    checkpoints = Checkpoints(stage.folder, model, optimiser, bank, method)
+    checkpoints = Checkpoints(stage.folder, stage.begun_from, model, optimiser, bank, method)
     share_files(stage.folder, (NEWEST, BEFORE))
     progress, warnings = checkpoints.load()
-    record.start_stage(stage.name, options.epochs, setting.num_steps, facts, progress.epoch)
+    record.start_stage(stage.name, options.epochs, setting.num_steps, facts, progress.metrics)
     for line in filter(None, (*warnings, method.advice, _where(progress, options))):
         record.say(f"  {line}")
     updates = Updates(bank, optimiser, method, options, stage.interruption, record.say)
@@ -110,7 +112,7 @@ def train(
         with training.layers():
             training.epoch(epoch, batches)
         metrics = training.measure(epoch, validation)
-        record.epoch(stage.name, epoch + 1, metrics, model)
+        record.epoch(stage.name, progress.metrics[-1], model)
         training.end_epoch()
         stage.watch(epoch + 1, metrics)
     bank.activate(None)
@@ -224,6 +226,7 @@ class _Training:
         if self.stage.keep == "best" and score >= progress.best_score:
             progress.best_score, progress.best_epoch = score, epoch + 1
             progress.best = copy.deepcopy(self.model.state_dict())
+        progress.metrics.append({"epoch": epoch + 1, **metrics})
         progress.epoch, progress.batch, progress.seconds = epoch + 1, 0, 0.0
         progress.losses, progress.hits = [], []
         return metrics

@@ -31,8 +31,9 @@ from chanprune.channels import (
 )
 from chanprune.data.image import fit, pixels
 from chanprune.errors import UserError
+from chanprune.files import write_json
 from chanprune.models import build_skeleton
-from chanprune.pipeline.files import write_json, write_tensors
+from chanprune.pipeline.files import write_tensors
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 from chanprune.channels import find_cliff
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
+from chanprune.drawing import logarithmic, plt, render
+from chanprune.files import replace
 
 KEPT, ORIGINAL, CUT = "#2a6fbb", "#d5dbe3", "#c8442f"
 DRAWN_FROM = 1e-6
@@ -83,7 +81,7 @@ def draw_sorted_scales(
     share = np.arange(1, len(values) + 1) / len(values) * 100
     figure, axes = plt.subplots(figsize=(6.6, 4.2))
     axes.plot(share, np.maximum(values, DRAWN_FROM), color=KEPT, linewidth=1.8)
-    axes.set_yscale("log")
+    logarithmic(axes, "y")
     if math.isfinite(threshold):
         cut = 100 * num_removed / len(values)
         axes.axvspan(0, cut, color=CUT, alpha=0.08, linewidth=0)
@@ -186,10 +184,9 @@ def draw_levels(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], t
                 fontsize=7,
                 color=line.get_color(),
             )
-    axes.set_xscale("log")
+    logarithmic(axes, "x")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.08, y=0.1)  # the labels beside the outermost points
     axes.set_xlabel("MACs of one image (millions)")
     axes.set_ylabel("test accuracy (%)")
@@ -277,8 +274,6 @@ def short(name: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure to a PNG file."""
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    """Write a figure to a PNG file, and close it; raises as `replace` does."""
+    figure.set_layout_engine("tight")
+    replace(path, lambda part: render(figure, part, format="png", dpi=130))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from chanprune.channels.operations import BATCH_NORMS
-from chanprune.pipeline.files import json_lines, write_text
+from chanprune.files import flush, json_lines, write_text
 
 METRICS = "metrics.jsonl"
 QUIET = ("executed_macs", "activation_bytes")
@@ -22,56 +21,73 @@ SHARES = ("_accuracy", "nearly_zero_scales", "scales_below_0.05", "dropped_weigh
 
 
 class Record:
-    """Writes metrics.jsonl (one line per epoch and stage), TensorBoard events and the terminal."""
+    """Writes metrics.jsonl (one line per epoch and stage), TensorBoard events and the terminal.
+
+    A stage's checkpoint holds its metrics. What metrics.jsonl holds is not read: where it is not
+    what the checkpoints say, it is written anew.
+    """
 
     def __init__(self, run_dir: Path):
         self.run_dir = run_dir
         self._path = run_dir / METRICS
+        self._lines: list[dict[str, Any]] = []
         self._epochs = 0
         self._writers: list[SummaryWriter] = []
 
     def start_stage(
-        self, stage: str, epochs: int, num_steps: int, facts: Mapping[str, float], done: int = 0
+        self,
+        stage: str,
+        epochs: int,
+        num_steps: int,
+        facts: Mapping[str, float],
+        done: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Say what is about to happen, and forget what was written of epochs that are not done.
+        """Say what is about to happen, and let the files hold what is done and no more.
 
         Args:
             stage: Its name.
             epochs: How many there will be.
             num_steps: Steps of all of them.
             facts: What the method says.
-            done: Epochs that are done.
+            done: The metrics of the epochs that are done, each with its "epoch".
         """
         self._epochs = epochs
-        self._rewind(stage, done)
-        folder = self.run_dir / "tensorboard" / stage
-        self._writers.append(SummaryWriter(str(folder), purge_step=done + 1 if done else None))
+        self._lines += ({"stage": stage, **line} for line in done)
+        self._rewrite()
+        self._writers.append(self._writer(stage, done))
         told = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in facts.items())
         self.say(f"{stage}: {epochs} epochs of {num_steps // epochs} steps{told}")
-        if done == epochs:
+        if len(done) == epochs:
             self.say("  done already")
         for name, value in facts.items():
             self._writers[-1].add_scalar(name, value, 0)
 
-    def adopt(self, stage: str, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Take a stage's metrics from another run that trained the same."""
-        others = [line for line in self.metrics() if line["stage"] != stage]
-        write_text(self._path, json_lines([*others, *lines]))
-        writer = SummaryWriter(str(self.run_dir / "tensorboard" / stage))
-        for line in lines:
-            for name, value in line.items():
-                if name not in {"stage", "epoch"}:
-                    writer.add_scalar(name, value, line["epoch"])
-        writer.close()
+    def _writer(self, stage: str, done: Sequence[Mapping[str, Any]]) -> SummaryWriter:
+        """Return what writes a stage's events, which holds those of the epochs that are done."""
+        folder = self.run_dir / "tensorboard" / stage
+        is_new = not folder.exists()
+        writer = SummaryWriter(str(folder), purge_step=len(done) + 1 if done else None)
+        for line in done if is_new else ():
+            for name in line.keys() - {"epoch"}:
+                writer.add_scalar(name, line[name], line["epoch"])
+        return writer
 
-    def epoch(self, stage: str, epoch: int, metrics: Mapping[str, float], model: nn.Module) -> None:
+    def epoch(self, stage: str, line: Mapping[str, Any], model: nn.Module) -> None:
         """Write one epoch's metrics and the histograms of the batch-norm scales.
+
+        Args:
+            stage: Its name.
+            line: The metrics, with their "epoch", from 1.
+            model: The network.
 
         Raises:
             OSError: They cannot be written.
         """
+        self._lines.append({"stage": stage, **line})
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json_lines([{"stage": stage, "epoch": epoch, **metrics}]))
+            file.write(json_lines(self._lines[-1:]))
+        epoch = line["epoch"]
+        metrics = {key: value for key, value in line.items() if key != "epoch"}
         for name, value in metrics.items():
             self._writers[-1].add_scalar(name, value, epoch)
         for name, module in model.named_modules():
@@ -87,30 +103,27 @@ class Record:
         width = len(str(self._epochs))
         self.say(f"  {stage} {epoch:{width}}/{self._epochs}  {told}")
 
-    def _rewind(self, stage: str, done: int) -> None:
-        """Drop the lines of a stage's epochs beyond those that are done, and what is cut off."""
-        kept = [x for x in self.metrics() if x["stage"] != stage or x["epoch"] <= done]
-        text = json_lines(kept)
-        if self._path.exists() and self._path.read_text(encoding="utf-8") != text:
+    def _rewrite(self) -> None:
+        """Let metrics.jsonl hold the lines so far, and nothing else."""
+        text = json_lines(self._lines)
+        there = self._path.read_bytes() if self._path.exists() else b""
+        if there != text.encode():
             write_text(self._path, text)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines that were written for all epochs so far."""
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-    def lines_of(self, stage: str) -> list[dict[str, Any]]:
-        """Return the lines of one stage."""
-        return [line for line in self.metrics() if line["stage"] == stage]
+        """Return the lines of all epochs so far."""
+        return self._lines
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
         tqdm.write(text)
 
     def close(self) -> None:
-        """Flush TensorBoard."""
+        """Bring everything to the disk."""
         for writer in self._writers:
             writer.close()
+        if self._path.exists():
+            flush(self._path)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -27,14 +26,23 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from chanprune import ranks
-from chanprune.cache import ABOUT, LOCK, MAKER
+from chanprune.cache import ABOUT, LOCK, MAKER, MARK, MARKED, clear, read_about
 from chanprune.digest import digest
+from chanprune.errors import RunError
+from chanprune.files import (
+    flush_folder,
+    make_folder,
+    part_of,
+    read_json,
+    replace,
+    write_json,
+    write_text,
+)
 from chanprune.methods import METHODS
-from chanprune.pipeline.checkpoint import BEFORE, NEWEST, CheckpointError, read
-from chanprune.pipeline.files import json_lines, write_json, write_text
+from chanprune.pipeline.checkpoint import BEFORE, NEWEST, CheckpointError, epochs_done, read
 from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.prepare import Prepared
-from chanprune.pipeline.record import METRICS, Record
+from chanprune.pipeline.record import Record
 
 FORMAT = 2  # to be raised when a checkpoint's layout, or what training does, changes
 PLACES = {"root", "weights", "run"}  # options that say where something is, not what
@@ -121,30 +129,33 @@ class StageCache:
         with self._only_maker(record, interruption):
             if not self._take(own, stage, record):
                 self._take_over(own, stage, record)
-                self._maker.write_text(json.dumps(self._signature()), encoding="utf-8")
+                write_json(self._maker, self._signature())
             yield
             try:
-                self._keep(own, stage, record)
-            except OSError as error:
+                self._keep(own / NEWEST)
+            except (OSError, RunError) as error:
                 record.say(f"  not kept for other runs: {error}")
 
     def _take(self, own: Path, stage: str, record: Record) -> bool:
         """Take what is finished, unless the run has finished the stage itself."""
+        about, kept = read_about(self.folder), self.folder / NEWEST
+        if not self.folder.exists():
+            return False
         try:
-            about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
-            lines = [json.loads(x) for x in (self.folder / METRICS).read_text("utf-8").splitlines()]
-            if (own / NEWEST).exists() and len(record.lines_of(stage)) == len(lines):
-                return True
-            read(self.folder / NEWEST)
-            own.mkdir(parents=True, exist_ok=True)
-            _link(self.folder / NEWEST, own / NEWEST)
+            if about is None:
+                raise CheckpointError(f"{MARK} or {ABOUT} cannot be read")
+            _, facts = read(kept)
         except CheckpointError as error:
             record.say(f"{stage}: what {self.folder} keeps of it is damaged ({error})")
             return False
-        except (OSError, ValueError):
+        if epochs_done(own / NEWEST) == facts["epoch"]:
+            return True
+        try:
+            _link(kept, own / NEWEST)
+        except RunError as error:
+            record.say(f"{stage}: what {self.folder} keeps of it cannot be taken: {error}")
             return False
-        record.adopt(stage, lines)
-        record.say(f"{stage}: {about['run']} has trained the same; its result is taken")
+        record.say(f"{stage}: {about.run} has trained the same; its result is taken")
         return True
 
     def _take_over(self, own: Path, stage: str, record: Record) -> None:
@@ -156,8 +167,6 @@ class StageCache:
         theirs = maker / stage
         if maker == self.run_dir or not (theirs / NEWEST).exists():
             return
-        own.mkdir(parents=True, exist_ok=True)
-        record.adopt(stage, Record(maker).lines_of(stage))
         for name in (BEFORE, NEWEST):
             if (theirs / name).exists():
                 _link(theirs / name, own / name)
@@ -165,7 +174,7 @@ class StageCache:
 
     @contextmanager
     def _only_maker(self, record: Record, interruption: Interruption) -> Iterator[None]:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder.parent)
         lock = FileLock(self.folder.with_name(self.folder.name + LOCK))
         try:
             lock.acquire(timeout=0)
@@ -184,38 +193,41 @@ class StageCache:
 
     def _last_maker(self) -> dict[str, str] | None:
         """Return the signature of the run that began to make the entry, if it is still there."""
-        try:
-            signature: dict[str, str] = json.loads(self._maker.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return signature if _checksum(Path(signature["run"])) == signature["config"] else None
+        match read_json(self._maker):
+            case {"run": str(run), "config": str(config)} if _checksum(Path(run)) == config:
+                return {"run": run, "config": config}
+        return None
 
-    def _keep(self, own: Path, stage: str, record: Record) -> None:
-        """Put the finished stage into the cache, whole or not at all."""
+    def _keep(self, own: Path) -> None:
+        """Put the finished stage's checkpoint into the cache, whole or not at all."""
         kept = self.folder / NEWEST
-        if kept.exists() and kept.samefile(own / NEWEST):
+        if kept.exists() and kept.samefile(own) and read_about(self.folder):
             return
-        lines = record.lines_of(stage)
+        _, facts = read(own)
         about = {
             "run": str(self.run_dir),
-            "seconds": sum(line["seconds"] for line in lines),
+            "seconds": float(facts["cost"]["seconds"]),
             "depends_on": self.depends_on,
         }
-        shutil.rmtree(self.folder, ignore_errors=True)
-        temporary = self.folder.with_name(f".{self.folder.name}.part")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        _link(own / NEWEST, temporary / NEWEST)
-        write_text(temporary / METRICS, json_lines(lines))
-        write_json(temporary / ABOUT, about)
-        temporary.replace(self.folder)
+        part = part_of(self.folder)
+        for old in (self.folder, part):
+            if old.exists() and not old.is_symlink():
+                write_text(old / MARK, MARKED)
+                clear(old)
+        write_text(part / MARK, MARKED)
+        _link(own, part / NEWEST)
+        write_json(part / ABOUT, about)
+        part.replace(self.folder)
+        flush_folder(self.folder.parent)
         self._maker.unlink(missing_ok=True)
 
 
 def _checksum(run_dir: Path) -> str:
-    """Return a hash of a run's recorded configuration; "" if there is none."""
-    path = run_dir / "config.yaml"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    """Return a hash of a run's recorded configuration; "" if it cannot be read."""
+    try:
+        return hashlib.sha256((run_dir / "config.yaml").read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _wait(lock: FileLock, interruption: Interruption) -> None:
@@ -228,10 +240,12 @@ def _wait(lock: FileLock, interruption: Interruption) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name, or copy it where the file system cannot; replaces `target`."""
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
+
+    def link(part: Path) -> None:
+        part.unlink(missing_ok=True)
+        try:
+            os.link(source, part)
+        except OSError:
+            shutil.copyfile(source, part)
+
+    replace(target, link)

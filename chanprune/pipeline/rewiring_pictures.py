@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from chanprune.channels import Copying
 from chanprune.channels.shift import hat_kernels, radius_of
+from chanprune.drawing import plt
 from chanprune.pipeline.pictures import LABELLED, save, short
 
 COLUMNS = 6

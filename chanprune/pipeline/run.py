@@ -32,12 +32,13 @@ from chanprune.channels import (
     trace,
     wiring,
 )
+from chanprune.digest import digest
 from chanprune.errors import RunError, UserError
+from chanprune.files import write_json, write_text
 from chanprune.methods import Method
 from chanprune.parallel import agree
 from chanprune.pipeline.conversion import convert
 from chanprune.pipeline.cost import Cost, in_words
-from chanprune.pipeline.files import write_json, write_text
 from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.loop import Stage, evaluate, train
 from chanprune.pipeline.model_file import Preprocessing, save_model
@@ -204,6 +205,7 @@ class _Experiment:
             "last" if method.prunes else "best",
             self.config["seed"],
             self.select,
+            digest(network.plan.to_json(), 16),
             self.interruption,
             self._watcher(network, name),
         )

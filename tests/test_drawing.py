@@ -1,0 +1,77 @@
+"""Texts in pictures are what they are: no name is read as mathematics."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from chanprune.drawing import logarithmic, plt
+from chanprune.pareto import accuracy_over_macs
+from chanprune.pipeline import pictures, rewiring_pictures
+from chanprune.report_figures import Drawn, figures
+from chanprune.report_page import _as_svg
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["p$_$^{x", "$\\frac{1}$ \\$x$", "$$ a_b^c \N{CJK UNIFIED IDEOGRAPH-65E5}\a\n"]
+LINES = [{"epoch": n, "churn": 0.5, "released.$_$^{": 2, "active_share.$_$^{": 0.5} for n in (1, 2)]
+RUN = {"macs": 1e6, "accuracy": 0.9, "ratio": 0.5, "scores": {"a": [1e-3, 0.5]}, "kept": {"a": 1}}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_can_be_drawn(name, tmp_path):
+    path = tmp_path / "x.png"
+    drawings = [
+        lambda: pictures.draw_kept_channels(path, {name: (1, 2)}, name),
+        lambda: pictures.draw_sorted_scales(path, [1e-6, 0.1, 0.5], 1, 1e-6, name, name),
+        lambda: pictures.draw_scales_by_channel(path, {name: {name: [0.1, 0.2]}}, name, name, name),
+        lambda: pictures.draw_levels(
+            path, {name: [{"fidelity": 1.0, "test_accuracy": 0.5, "macs": 1e6}]}, name
+        ),
+        lambda: pictures.draw_active_channels(path, LINES, name),
+        lambda: pictures.draw_shares(path, {name: {0.5: [0.9]}}, name),
+        lambda: rewiring_pictures.draw_rewirings(path, LINES, name),
+    ]
+    for draw in drawings:
+        draw()
+        with Image.open(path) as picture:
+            picture.load()
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_can_be_reported(name):
+    run = Drawn(name, name, name, weight=name, **RUN)
+    drawn = [*(figure for figure, _ in figures([run]).values())]
+    drawn.append(accuracy_over_macs([(name, 1e6, 0.5), (name, 1e9, 0.9)], name, name))
+    for figure in drawn:
+        assert "<svg" in _as_svg(figure)
+
+
+@pytest.mark.parametrize("values", [(1e-6, 1.0), (0.4, 0.5), (3e6, 4e9)])
+def test_a_logarithmic_axis_has_plain_numbers(values):
+    figure, axes = plt.subplots()
+    for which in ("x", "y"):
+        logarithmic(axes, which)
+    axes.plot(values, values)
+    figure.canvas.draw()
+    for axis in (axes.xaxis, axes.yaxis):
+        texts = [label.get_text() for label in axis.get_ticklabels(which="both")]
+        told = [float(text.replace("\N{MINUS SIGN}", "-")) for text in texts if text]
+        assert told and min(told) <= values[1] and max(told) >= values[0]
+    plt.close(figure)
+
+
+def test_all_pictures_are_drawn_with_it():
+    """Nothing else imports pyplot, in the package or the scripts."""
+    for folder in ("chanprune", "scripts"):
+        for path in (ROOT / folder).rglob("*.py"):
+            tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+            named = {
+                f"{node.module}.{alias.name}"
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ImportFrom)
+                for alias in node.names
+            }
+            named |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+            assert "matplotlib.pyplot" not in named or path.name == "drawing.py", path

@@ -167,7 +167,7 @@ def _names(about: About) -> list[str] | None:
     match about.depends_on:
         case {
             "method": {"name": str(method)},
-            "model": {"name": str(model)} | [{"name": str(model)}, _],
+            "model": {"name": str(model)},
             "dataset": {"name": str(dataset)},
             "train": {"epochs": int(epochs)},
         }:

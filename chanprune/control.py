@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanprune.errors import UserError
-from chanprune.run_dir import checked_config
+from chanprune.run_dir import checked_config, located
 
 if TYPE_CHECKING:
     from chanprune.channels import ChannelGraph
@@ -35,12 +35,13 @@ RATIOS = [step / 1000 for step in range(1000)]
 Config = dict[str, Any]
 
 
-def control(name: str, run_dir: Path) -> Config:
+def control(name: str, run_dir: Path, root: str | None = None) -> Config:
     """Return the configuration of a run's control.
 
     Args:
         name: A key of `CONTROLS`.
         run_dir: The run.
+        root: Where its data is now; None: where it was.
 
     Raises:
         UserError: No finished run is there, or it took no channels out.
@@ -51,7 +52,7 @@ def control(name: str, run_dir: Path) -> Config:
         model = json.loads((run_dir / "model.json").read_text(encoding="utf-8"))
         if config is None or not model["plan"]:
             raise UserError(f"control_of={run_dir}: the run there took no channels out")
-        return CONTROLS[name](config, run_dir, summary, model)
+        return CONTROLS[name](located(run_dir, config, root), run_dir, summary, model)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"control_of={run_dir}: no finished run is there") from error
 

@@ -11,8 +11,8 @@ from tabulate import tabulate
 
 from chanprune import cli
 from chanprune.errors import UserError
-from chanprune.run_dir import checked_config
-from chanprune.schema import check_evaluate
+from chanprune.run_dir import checked_config, located
+from chanprune.schema import check_evaluate, refuse_missing_data
 
 
 def main() -> None:
@@ -31,13 +31,15 @@ def evaluate(composed: dict[str, Any]) -> None:
     """Print test accuracy, parameters and MACs of the compact model as it is loaded from its files.
 
     Raises:
-        UserError: There is no finished run.
+        UserError: There is no finished run, or its data is not there.
     """
     options = check_evaluate(composed)
     run_dir = Path(options["run"])
     config = checked_config(run_dir)
     if config is None or not (run_dir / "summary.json").exists():
         raise UserError(f"run={run_dir}: no finished run is there")
+    config = located(run_dir, config, options["dataset"]["root"])
+    refuse_missing_data(config)
     from chanprune.pipeline.evaluation import evaluate_run
 
     levels = options["fidelity"]

@@ -32,6 +32,7 @@ PICTURES = re.compile(
 )
 FOLDERS = re.compile(r"(train|finetune)(-\d+)?|tensorboard")
 LEFT = re.compile(r"\.tmp\w*|\..+\.part")  # what a kill left of a file that was being written
+PLACES = [("dataset", "root"), ("model", "weights"), ("model", "run"), ("prune", "widths")]
 NOT_RECORDED: dict[str, Any] = {
     "run": {"dir": None, "overwrite": False},
     "cache": {"dir": "outputs/cache", "enabled": True},
@@ -85,7 +86,7 @@ def _is_record(values: Any) -> bool:
     return (
         isinstance(values, dict)
         and values.keys() == {"config", "environment"}
-        and isinstance(values["config"], dict)
+        and all(isinstance(part, dict) for part in values.values())
     )
 
 
@@ -103,6 +104,50 @@ def checked_config(run_dir: Path) -> dict[str, Any] | None:
     except UserError as error:
         raise UserError(f"{run_dir / 'config.yaml'}: {error}") from error
     return {key: value for key, value in config.items() if key not in NOT_RECORDED}
+
+
+def located(run_dir: Path, config: Mapping[str, Any], root: str | None = None) -> dict[str, Any]:
+    """Return a configuration whose relative paths are taken from where its run began.
+
+    If run and data were moved or copied together, they are taken from where that is now.
+
+    Args:
+        run_dir: The run's directory, which may not be there yet.
+        config: The run's configuration.
+        root: Where its data is now (dataset.root); None: where it was.
+    """
+    record = _recorded(run_dir)
+    began = record["environment"] if record and record["config"] == config else {}
+    here = {section: dict(config[section]) for section, _ in PLACES}
+    for section, key in PLACES:
+        path = config[section].get(key)
+        if path and not Path(path).is_absolute():
+            here[section][key] = _found(path, began, run_dir.absolute())
+    if root is not None:
+        here["dataset"]["root"] = root
+    return {**config, **here}
+
+
+def where_it_begins(run_dir: Path) -> dict[str, str]:
+    """Return what `located` must know later of where a run begins."""
+    return {"directory": str(Path.cwd()), "run_dir": str(run_dir.absolute())}
+
+
+def _found(path: str, began: Mapping[str, Any], run_dir: Path) -> str:
+    """Return where a relative path leads that was given where a run began; itself if that is here.
+
+    Args:
+        path: As it was given.
+        began: See `where_it_begins`.
+        run_dir: Where the run is now.
+    """
+    match began:
+        case {"directory": str(directory), "run_dir": str(before)}:
+            moved = Path(os.path.normpath(run_dir / os.path.relpath(directory, before)))
+            for folder in (moved, Path(directory)):
+                if (folder / path).exists():
+                    return path if folder == Path.cwd() else str(folder / path)
+    return path
 
 
 def look(run_dir: Path, config: Mapping[str, Any], overwrite: bool) -> Found:

@@ -328,6 +328,12 @@ class _Format(_Section):
     format: Literal["table", "json"]
 
 
+class DataNow(_Section):
+    """evaluate's dataset.*: where a run's data is now."""
+
+    root: FilePath | None
+
+
 class Evaluation(_Format):
     """evaluate: which run, where, and how to print it."""
 
@@ -402,7 +408,15 @@ def _likeness(kind: type[_Section], values: Mapping[str, Any]) -> tuple[bool, bo
 
 def check_evaluate(values: Mapping[str, Any]) -> dict[str, Any]:
     """Check the options of `evaluate`; raises as `validate` does."""
-    return _check(Evaluation, values, "", list(Evaluation.model_fields))
+    options = {key: value for key, value in values.items() if key != "dataset"}
+    dataset = values.get("dataset")
+    if not isinstance(dataset, Mapping):
+        raise not_a_section("dataset", dataset)
+    known = [*Evaluation.model_fields, "dataset"]
+    return {
+        **_check(Evaluation, options, "", known),
+        "dataset": _check(DataNow, dataset, "dataset.", list(DataNow.model_fields)),
+    }
 
 
 def check_format(value: Any) -> str:
@@ -456,10 +470,14 @@ def _check_together(config: Mapping[str, Any]) -> None:
         milestones = config[stage]["milestones"]
         if milestones != sorted(set(milestones)):
             raise UserError(f"{stage}.milestones={milestones}: must be ascending")
+
+
+def refuse_missing_data(config: Mapping[str, Any]) -> None:
+    """Refuse an image folder that is not there; raises UserError."""
     dataset = config["dataset"]
     if dataset["name"] == "imagefolder" and not Path(dataset["root"]).exists():
         raise UserError(
-            f"dataset.root={dataset['root']} does not exist; give a directory or a zip archive"
+            f"dataset.root={dataset['root']} does not exist; give the directory or zip archive"
         )
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,14 @@ from chanprune.run_dir import (
     checked_config,
     default_dir,
     go_on,
+    located,
     look,
     only_process,
     refuse_unwritable,
     seal,
+    where_it_begins,
 )
-from chanprune.schema import validate
+from chanprune.schema import refuse_missing_data, validate
 
 if TYPE_CHECKING:
     from chanprune.pipeline.run import Watch
@@ -53,38 +56,57 @@ def train(composed: dict[str, Any], watch: Watch | None = None) -> dict[str, str
     Raises:
         UserError: The configuration is wrong, or the run directory is another's.
     """
-    config, run_dir, apart = _understood(composed)
-    if apart["resume"] is not None:
+    asked = _understood(composed)
+    if composed["resume"] is not None:
         _refuse_changes("resume", "goes on with a run as it was recorded")
-    if apart["control"] is not None:
+    if composed["control"] is not None:
         _refuse_changes("control", "has the options of the run that control_of names")
     if ranks.count() > 1:
-        return _do_together(config, run_dir, apart)
-    return _do(config, run_dir, apart, watch)
+        return _do_together(asked)
+    return _do(asked, watch)
 
 
-def _do_together(config: dict[str, Any], run_dir: Path, apart: dict[str, Any]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for.
+
+    Attributes:
+        config: The run's configuration, as it is recorded.
+        here: The same, with the paths at which its data and weights are now.
+        run_dir: The run's directory.
+        overwrite: Whether the run that is there is replaced.
+        cache_dir: Where trained stages are kept for other runs, if they are.
+    """
+
+    config: dict[str, Any]
+    here: dict[str, Any]
+    run_dir: Path
+    overwrite: bool
+    cache_dir: Path | None
+
+
+def _do_together(asked: Asked) -> dict[str, str]:
     """Do a run as one of several processes, of which the first alone writes and speaks."""
     from chanprune.parallel import joined
     from chanprune.pipeline.prepare import prepare
     from chanprune.pipeline.run import run
 
     with joined():
-        _refuse_differences(config)
-        finished = _look_together(run_dir, config, apart["run"]["overwrite"])
+        _refuse_differences(asked.config)
+        finished = _look_together(asked)
         if ranks.is_first():
-            return _do(config, run_dir, apart)
+            return _do(asked)
         if not finished:
             with (
                 tempfile.TemporaryDirectory() as scratch,
                 open(os.devnull, "w", encoding="utf-8") as nowhere,
                 contextlib.redirect_stdout(nowhere),
             ):
-                run(config, prepare(config), Path(scratch))
+                run(asked.here, prepare(asked.here), Path(scratch))
         return {}
 
 
-def _look_together(run_dir: Path, config: dict[str, Any], overwrite: bool) -> bool:
+def _look_together(asked: Asked) -> bool:
     """Tell all processes whether the first one sees the run finished.
 
     Raises:
@@ -95,7 +117,7 @@ def _look_together(run_dir: Path, config: dict[str, Any], overwrite: bool) -> bo
     seen: bool | UserError = False
     if ranks.is_first():
         try:
-            seen = _is_whole(look(run_dir, config, overwrite))
+            seen = _is_whole(look(asked.run_dir, asked.config, asked.overwrite))
         except UserError as error:
             seen = error
     seen = shared(seen)
@@ -104,37 +126,35 @@ def _look_together(run_dir: Path, config: dict[str, Any], overwrite: bool) -> bo
     return bool(seen)
 
 
-def _do(
-    config: dict[str, Any],
-    run_dir: Path,
-    apart: dict[str, Any],
-    watch: Watch | None = None,
-) -> dict[str, str]:
+def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
     """Do what is left of a run; raises as `train` does."""
-    overwrite = apart["run"]["overwrite"]
-    if _is_whole(look(run_dir, config, overwrite)):
+    run_dir, here = asked.run_dir, asked.here
+    if _is_whole(look(run_dir, asked.config, asked.overwrite)):
         return _tell_finished(run_dir)
-    if config["prune"]["widths"] is not None:
-        kept_widths(Path(config["prune"]["widths"]))
-    cache_dir = Path(apart["cache"]["dir"]) if apart["cache"]["enabled"] else None
-    for key, folder in (("run.dir", run_dir), ("cache.dir", cache_dir)):
+    refuse_missing_data(here)
+    if here["prune"]["widths"] is not None:
+        kept_widths(Path(here["prune"]["widths"]))
+    for key, folder in (("run.dir", run_dir), ("cache.dir", asked.cache_dir)):
         if folder is not None:
             refuse_unwritable(key, folder)
     from chanprune.pipeline.prepare import prepare
     from chanprune.pipeline.provenance import describe_environment
     from chanprune.pipeline.run import run
 
-    prepared = prepare(config)
+    prepared = prepare(here)
+    images = {"images": prepared.dataset.digest(), "files": prepared.dataset.times()}
     with only_process(run_dir):
-        found = look(run_dir, config, overwrite)
+        found = look(run_dir, asked.config, asked.overwrite)
         if _is_whole(found):  # another process was faster
             return _tell_finished(run_dir)
         if found.state == "nothing":
-            begin(run_dir, {"config": config, "environment": describe_environment()})
+            environment = {**describe_environment(), **where_it_begins(run_dir), **images}
+            begin(run_dir, {"config": asked.config, "environment": environment})
         else:
+            _compare_images(found, images, run_dir, here["dataset"])
             _tell_unfinished(run_dir, found)
             go_on(run_dir, found)
-        run(config, prepared, run_dir, cache_dir, watch)
+        run(here, prepared, run_dir, asked.cache_dir, watch)
         seal(run_dir)
     print(f"\n{(run_dir / 'table.md').read_text(encoding='utf-8')}")
     written = [path.name for path in run_dir.iterdir() if path.name in OURS]
@@ -163,6 +183,25 @@ def _tell_unfinished(run_dir: Path, found: Found) -> None:
         )
     else:
         print(f"{run_dir} holds this run, unfinished; it goes on where it was saved")
+
+
+def _compare_images(
+    found: Found, now: Mapping[str, str], run_dir: Path, dataset: Mapping[str, Any]
+) -> None:
+    """Notice that a run which goes on would see other images than it began with.
+
+    Raises:
+        UserError: They are others.
+    """
+    began = {**now, **found.record["environment"]}
+    where = f"dataset.root={dataset['root']}" if "root" in dataset else f"dataset={dataset['name']}"
+    if began["images"] != now["images"]:
+        raise UserError(
+            f"{where} holds other images or classes than when the run in {run_dir} began; put back "
+            "those that were there, or begin anew (run.overwrite=true, or another run.dir)"
+        )
+    if began["files"] != now["files"]:
+        print(f"{where} was written to since the run began; names and sizes are the same")
 
 
 def _refuse_differences(config: dict[str, Any]) -> None:
@@ -194,30 +233,55 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 def place(composed: Mapping[str, Any]) -> Path:
     """Return the directory of the run that a configuration describes; raises as `train` does."""
-    return _understood(composed)[1]
+    asked = _understood(composed)
+    refuse_missing_data(asked.here)
+    return asked.run_dir
 
 
-def _understood(composed: Mapping[str, Any]) -> tuple[dict[str, Any], Path, dict[str, Any]]:
-    """Return the run's configuration, its directory, and the sections that are not recorded."""
+def _understood(composed: Mapping[str, Any]) -> Asked:
+    """Check what is asked for; raises UserError."""
+    composed, root = dict(composed), None
+    if composed["resume"] is not None or composed["control"] is not None:
+        dataset = dict(composed["dataset"])
+        root = dataset.pop("root", None)
+        composed["dataset"] = dataset
     config = validate(composed)
     apart = {key: config.pop(key) for key in NOT_RECORDED}
+    run_dir = Path(apart["run"]["dir"]) if apart["run"]["dir"] else None
     if apart["control"] is not None:
-        config = control(apart["control"], Path(apart["control_of"]))
+        config = control(apart["control"], Path(apart["control_of"]), root)
+    elif apart["resume"] is not None:
+        if run_dir or apart["run"]["overwrite"]:
+            raise UserError("resume=... goes on with a run as it was recorded; leave out run.*")
+        run_dir = Path(apart["resume"])
+        recorded = checked_config(run_dir)
+        if recorded is None:
+            raise UserError(f"resume={run_dir}: no run is there; give the directory of a run")
+        config = recorded
+    run_dir = run_dir or default_dir(config)
+    cache_dir = Path(apart["cache"]["dir"]) if apart["cache"]["enabled"] else None
+    overwrite = apart["run"]["overwrite"]
+    here = config if overwrite else located(run_dir, config, root)
     if apart["resume"] is None:
-        given = apart["run"]["dir"]
-        return config, Path(given) if given else default_dir(config), apart
-    run_dir = Path(apart["resume"])
-    recorded = checked_config(run_dir)
-    if recorded is None:
-        raise UserError(f"resume={run_dir}: no run is there; give the directory of a run")
-    if apart["run"]["dir"] or apart["run"]["overwrite"]:
-        raise UserError("resume=... goes on with a run as it was recorded; leave out run.*")
-    return recorded, run_dir, apart
+        _refuse_other_data(config["dataset"], here["dataset"], run_dir)
+    return Asked(config, here, run_dir, overwrite, cache_dir)
+
+
+def _refuse_other_data(
+    asked: Mapping[str, Any], recorded: Mapping[str, Any], run_dir: Path
+) -> None:
+    """Refuse a run whose relative dataset.root led elsewhere when it began; raises UserError."""
+    roots = [Path(dataset.get("root", ".")) for dataset in (asked, recorded)]
+    if all(root.exists() for root in roots) and not roots[0].samefile(roots[1]):
+        raise UserError(
+            f"run.dir={run_dir} holds a run on {roots[1]}, not on {roots[0].absolute()}; give "
+            "another run.dir, or run.overwrite=true to replace it"
+        )
 
 
 def _refuse_changes(key: str, reason: str) -> None:
     """Refuse options beside one that takes all others from a recorded run."""
-    beside = (f"{key}=", f"{key}_of=", "cache.", "run.")
+    beside = (f"{key}=", f"{key}_of=", "cache.", "run.", "dataset.root=")
     for override in HydraConfig.get().overrides.task:
         if not override.lstrip("+").startswith(beside):
             raise UserError(f"{key}=... {reason}; leave out {override}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from chanprune import data
 from chanprune.channels import count
+from chanprune.channels.selection import first_of
 from chanprune.errors import UserError
 from chanprune.pipeline.loop import evaluate
-from chanprune.pipeline.model_file import extract, load
+from chanprune.pipeline.model_file import Preprocessing, extract, load
 from chanprune.pipeline.prepare import pick_device
 from chanprune.pipeline.run import EVAL_BATCH
 
@@ -41,6 +43,15 @@ def evaluate_run(
             f"run={run_dir}: the network in model.json takes images of (C, H, W) = {taken}, and "
             f"config.yaml asks for {given}; one of the files is not this run's"
         )
+    class_names, preprocessing = cast(tuple[str, ...], model.class_names), model.preprocessing
+    assert isinstance(preprocessing, Preprocessing)
+    if class_names != dataset.info.class_names:
+        raise UserError(
+            f"run={run_dir} was trained on the classes {first_of(class_names)}, and "
+            f"{dataset.name} has {first_of(dataset.info.class_names)}; give the data that it was "
+            "trained on as dataset.root=..."
+        )
+    dataset = replace(dataset, mean=preprocessing.mean, std=preprocessing.std)
     batches = data.eval_batches(dataset, "test", batch_size=EVAL_BATCH, device=chosen)
     results = []
     for level in levels:

@@ -236,6 +236,7 @@ def _restore(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> n
     )
     model.input_shape = input_shape  # type: ignore[assignment]
     model.class_names = tuple(description["class_names"])  # type: ignore[assignment]
+    model.preprocessing = preprocessing  # type: ignore[assignment]
     model.preprocess = preprocessing.transform()
     return model.eval()
 

@@ -8,6 +8,7 @@ that slices tensors.
 from chanprune.channels.absorb import Absorption
 from chanprune.channels.bank import Bank
 from chanprune.channels.batchnorm import recalibrate, rowwise_batch_norms
+from chanprune.channels.calls import UnsupportedNetwork
 from chanprune.channels.compact import Compaction, CompactionError, compact, masked
 from chanprune.channels.copies import Copies, Copying, Rewiring, allow_copies, rewire, wiring
 from chanprune.channels.counting import (
@@ -28,7 +29,7 @@ from chanprune.channels.plan import Plan
 from chanprune.channels.scores import filter_scores, scale_scores, taylor_scores
 from chanprune.channels.selection import Selection, select_above, select_global, select_widths
 from chanprune.channels.slicing import State, gather, narrow, scatter
-from chanprune.channels.trace import UnsupportedNetwork, trace
+from chanprune.channels.trace import trace
 from chanprune.channels.units import Unit, selective_units
 
 __all__ = [

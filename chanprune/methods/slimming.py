@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Selection, scale_scores, taylor_scores
-from chanprune.channels.operations import BATCH_NORMS
+from chanprune.channels.operations import BATCH_NORMS, BatchNorm
 from chanprune.errors import UserError
 from chanprune.methods.base import PruneOptions, Setting, Step, TrainingImages, select
 from chanprune.methods.multi_fidelity import Leveled
@@ -33,7 +33,7 @@ NEARLY_ZERO = 0.01
 TAYLOR_IMAGES = 2000
 
 
-def scaled_norms(model: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
+def scaled_norms(model: nn.Module) -> list[BatchNorm]:
     """Find the batch norms that have scales.
 
     Raises:

@@ -23,7 +23,7 @@ from chanprune.channels.damage import DamageOptions, expected_damage
 from chanprune.channels.expanded import Expanded, expand, expanded, rebuild
 from chanprune.channels.fidelity import Fidelity, fidelity_groups, prefix_plan
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
-from chanprune.channels.modes import evaluating
+from chanprune.channels.modes import evaluating, keeping_random_numbers
 from chanprune.channels.order import order_by
 from chanprune.channels.plan import Plan
 from chanprune.channels.scores import filter_scores, scale_scores, taylor_scores
@@ -65,6 +65,7 @@ __all__ = [
     "fidelity_groups",
     "filter_scores",
     "gather",
+    "keeping_random_numbers",
     "masked",
     "narrow",
     "order_by",

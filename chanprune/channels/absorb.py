@@ -103,6 +103,7 @@ class _Constants(fx.Interpreter):
     Attributes:
         errors: Consumer -> largest difference to the contribution of the constants that it reads.
         spread: Channel number -> standard deviation of its activation.
+        of_images: The calls whose results the images decide.
     """
 
     def __init__(self, model: nn.Module, small: nn.Module, graph: ChannelGraph, keep: Tensor):
@@ -113,6 +114,7 @@ class _Constants(fx.Interpreter):
         self.keep = keep
         self.errors: dict[str, float] = {}
         self.spread: dict[int, float] = {}
+        self.of_images: set[fx.Node] = set()
 
     def run_on_zeros(self) -> None:
         """Interpret the network for one image of zeros, in eval mode."""
@@ -129,9 +131,12 @@ class _Constants(fx.Interpreter):
         """
         self.node = n
         result = super().run_node(n)
-        operands = [self.env[source] for source in n.all_input_nodes if source in self.env]
+        operands = [self.env[source] for source in n.all_input_nodes if source in self.of_images]
+        if operands or n.op == "placeholder" or str(n.target) in self.layers:
+            self.of_images.add(n)
         lacks = any(isinstance(operand, Tensor) and operand.any() for operand in operands)
-        if lacks or not operands or not isinstance(result, Tensor) or self._is_factor(n):
+        is_layer = str(n.target) in self.layers or not operands
+        if is_layer or lacks or self._is_factor(n) or not isinstance(result, Tensor):
             return result
         return torch.zeros_like(result)
 

@@ -104,6 +104,7 @@ class _Constants(fx.Interpreter):
         errors: Consumer -> largest difference to the contribution of the constants that it reads.
         spread: Channel number -> standard deviation of its activation.
         of_images: The calls whose results the images decide.
+        factors: Those of them that lack nothing, and are what they are for an image of zeros.
     """
 
     def __init__(self, model: nn.Module, small: nn.Module, graph: ChannelGraph, keep: Tensor):
@@ -115,6 +116,7 @@ class _Constants(fx.Interpreter):
         self.errors: dict[str, float] = {}
         self.spread: dict[int, float] = {}
         self.of_images: set[fx.Node] = set()
+        self.factors: set[fx.Node] = set()
 
     def run_on_zeros(self) -> None:
         """Interpret the network for one image of zeros, in eval mode."""
@@ -127,23 +129,27 @@ class _Constants(fx.Interpreter):
         """Remember the node: what becomes of an output depends on who reads it.
 
         Where nothing lacks in front of an operation, nothing lacks behind it, though it may make
-        something of zeros; only the factors of products keep what zeros make of them.
+        something of zeros; only what a product multiplies others with is kept as it is.
         """
         self.node = n
         result = super().run_node(n)
-        operands = [self.env[source] for source in n.all_input_nodes if source in self.of_images]
-        if operands or n.op == "placeholder" or str(n.target) in self.layers:
+        sources = [source for source in n.all_input_nodes if source in self.of_images]
+        is_layer = str(n.target) in self.layers
+        if sources or is_layer or n.op == "placeholder":
             self.of_images.add(n)
-        lacks = any(isinstance(operand, Tensor) and operand.any() for operand in operands)
-        is_layer = str(n.target) in self.layers or not operands
-        if is_layer or lacks or self._is_factor(n) or not isinstance(result, Tensor):
+        lacking = [self.env[source] for source in sources if source not in self.factors]
+        lacks = any(isinstance(value, Tensor) and value.any() for value in lacking)
+        if is_layer or lacks or not sources or not isinstance(result, Tensor):
+            return result
+        if self._is_factor(n):
+            self.factors.add(n)
             return result
         return torch.zeros_like(result)
 
     def _is_factor(self, node: fx.Node) -> bool:
         """Tell whether a product alone reads what an operation makes of zeros."""
         return all(
-            user.target in ops.PRODUCTS | ops.PRODUCT_METHODS
+            user.target in (ops.PRODUCTS | ops.PRODUCT_METHODS) - ops.DIVISIONS
             or (user.target in ops.RESHAPING and self._is_factor(user))
             for user in node.users
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import traceback
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -152,6 +153,11 @@ def _why(error: Exception) -> str:
         )
     if isinstance(error, NameError) and "not installed as a submodule" in text:
         return f"its forward{place} calls a layer that is not registered; keep it in nn.ModuleList"
+    if isinstance(error, NotImplementedError) and "argument of type" in text:
+        return (
+            f"its forward{place} passes on or returns a thing of another kind ({text}); use "
+            "tensors, and tuples, lists, dictionaries or dataclasses of them"
+        )
     return f"its forward{place} fails: {text}"
 
 
@@ -164,7 +170,7 @@ def first_line(error: BaseException) -> str:
 def _note_shapes(calls: fx.Graph, model: nn.Module, input_shape: Sequence[int]) -> None:
     parameter = next(model.parameters(), torch.empty(0))
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             shape = (2, *input_shape)
             images = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
             output = _Shapes(fx.GraphModule(model, calls)).run(images)
@@ -177,6 +183,17 @@ def _note_shapes(calls: fx.Graph, model: nn.Module, input_shape: Sequence[int]) 
         list(leaves(output))
     except ValueError as error:
         raise UnsupportedNetwork(f"{type(model).__name__} cannot be followed: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep PyTorch from logging a traceback of what is raised as well."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 class _Tracer(fx.Tracer):
@@ -198,7 +215,10 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Run the calls without values, and note the shape of every tensor."""
+    """Run the calls without values, and note the shape of every tensor.
+
+    Plain batch norms, which take most of the time, are not run: they leave the shape as it is.
+    """
 
     def __init__(self, traced: fx.GraphModule):
         super().__init__(traced)
@@ -212,6 +232,14 @@ class _Shapes(fx.Interpreter):
         else:
             n.meta["holds"] = holds_tensors(result)
         return result
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module."""
+        module = self.fetch_attr(str(target))
+        if type(module) in ops.BATCH_NORMS and args and args[0].shape[1] == module.num_features:
+            module._check_input_dim(args[0])
+            return args[0]
+        return super().call_module(target, args, kwargs)
 
 
 def type_name(kind: Any) -> str:

@@ -102,6 +102,8 @@ _CHANNELWISE: list[Any] = [
     torch.expm1,
 ]
 CHANNELWISE_FUNCTIONS = frozenset(_CHANNELWISE)
+# Of libraries that are not imported here, by module and name.
+CHANNELWISE_NAMES = frozenset({"torchvision.ops.stochastic_depth.stochastic_depth"})
 CHANNELWISE_METHODS = frozenset(
     {
         "relu",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,15 +13,16 @@ from chanprune.channels import operations as ops
 from chanprune.channels.compact import TOLERANCE, compact, masked
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.graph import ChannelGraph, ChannelGroup, Layer
+from chanprune.channels.modes import copied
 from chanprune.channels.plan import Plan
 
 KINDS = (*ops.CONVOLUTIONS, nn.Linear, *ops.BATCH_NORMS)
 
 
 def computes_its_weights(module: nn.Module) -> bool:
-    """Tell whether a layer's weight or bias is made of other tensors when it is called."""
+    """Tell of a layer that runs over channels whether it makes its weight of other tensors."""
     own = vars(module)["_parameters"]
-    return "weight" not in own or "bias" not in own
+    return isinstance(module, KINDS) and ("weight" not in own or "bias" not in own)
 
 
 def has_code_of_its_own(module: nn.Module) -> bool:
@@ -44,17 +44,21 @@ def treats_channels_alone(module: nn.Module, layer: Layer, positions: Sequence[i
         layer: What it is taken for.
         positions: Its input's size, of which a corner is tried.
     """
+    with torch.device("cpu"):
+        return _is_half(module, *_alone(layer), _corner(module, positions))
+
+
+def _is_half(module: nn.Module, graph: ChannelGraph, plan: Plan, positions: Sequence[int]) -> bool:
     holder = nn.Module()
-    holder.layer = copy.deepcopy(module).to_empty(device="cpu").double().eval()
+    holder.layer = copied(module).to_empty(device="cpu").double().eval()
     generator = torch.Generator().manual_seed(0)
     for tensor in (*holder.parameters(), *holder.buffers()):
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5, generator=generator)
-    graph, plan = _alone(layer)
     keep = torch.from_numpy(graph.kept_mask(plan))
     own = graph.layers["layer"]
     inputs, outputs = keep[torch.from_numpy(own.inputs)], keep[torch.from_numpy(own.outputs)]
-    shape = (2, len(inputs), *_corner(module, positions))
+    shape = (2, len(inputs), *positions)
     images = torch.randn(shape, dtype=torch.float64, generator=generator)
     images[:, ~inputs] = 0
     try:

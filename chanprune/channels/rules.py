@@ -17,11 +17,7 @@ from chanprune.channels.copies import OF_COPIES, Copying
 from chanprune.channels.emptied import Constant
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.graph import ChannelNumbers, Layer, constant_layer
-from chanprune.channels.plain import (
-    computes_its_weights,
-    has_code_of_its_own,
-    treats_channels_alone,
-)
+from chanprune.channels.plain import has_code_of_its_own, treats_channels_alone
 from chanprune.channels.unite import Numbering
 
 Handler = Callable[["Walk", fx.Node], ChannelNumbers | None]
@@ -146,6 +142,8 @@ class Walk:
             raise self.unsupported(node, "is not a layer that this project knows")
         if isinstance(node.target, type):
             return _container
+        if f"{getattr(node.target, '__module__', '')}.{_name(node)}" in ops.CHANNELWISE_NAMES:
+            return _channelwise
         if node.target in ops.ALONG and not _compares_tensors(node):
             return self._along(node)
         for targets, handler in _CALLS:
@@ -166,7 +164,7 @@ class Walk:
 
     def _keeps_zeros(self, node: fx.Node) -> bool:
         """Try on zeros an operation that is given numbers besides."""
-        zeros = torch.zeros([1] * len(_shape(node.all_input_nodes[0])))
+        zeros = torch.zeros([1] * len(_shape(node.all_input_nodes[0])), device="cpu")
         module = self._module(node)
         if module is not None:
             result = module(zeros)
@@ -220,7 +218,7 @@ class Walk:
         )
 
     def check_layer(self, node: fx.Node, layer: Layer) -> None:
-        """Refuse a layer whose weights or code are others than what PyTorch's has.
+        """Refuse a layer that does something else with channels than PyTorch's.
 
         Raises:
             UnsupportedNetwork: Channels do not go through it one by one.
@@ -228,13 +226,6 @@ class Walk:
         module = self.modules[layer.name]
         if layer.name in self.layers:
             return
-        if computes_its_weights(module):
-            raise self.unsupported(
-                node,
-                "computes its weights from others (weight norm, spectral norm, a mask, another "
-                "parametrization); make them plain first, as torch.nn.utils.remove_weight_norm and "
-                "torch.nn.utils.parametrize.remove_parametrizations do",
-            )
         positions = _shape(node.all_input_nodes[0])[2:]
         if has_code_of_its_own(module) and not treats_channels_alone(module, layer, positions):
             raise self.unsupported(

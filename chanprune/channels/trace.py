@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from chanprune.channels.calls import UnsupportedNetwork, record_calls, record_training
 from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.plain import computes_its_weights
 from chanprune.channels.rules import Walk
 
 # By name, as importing torch.compile takes a second.
@@ -40,7 +41,7 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
         UnsupportedNetwork: The network has control flow that depends on data, or an operation on
             channels whose effect is not known.
     """
-    _refuse_wrapped(model)
+    _refuse_what_stands_in_front(model)
     calls = record_calls(model, input_shape)
     in_training = _calls_in_training(model, input_shape, calls)
     try:
@@ -75,7 +76,7 @@ def _calls_in_training(
         return str(error)
 
 
-def _refuse_wrapped(model: nn.Module) -> None:
+def _refuse_what_stands_in_front(model: nn.Module) -> None:
     for name, module in model.named_modules():
         kind = next((k.__name__ for k in type(module).__mro__ if k.__name__ in WRAPPERS), None)
         if kind is not None:
@@ -84,4 +85,10 @@ def _refuse_wrapped(model: nn.Module) -> None:
             raise UnsupportedNetwork(
                 f"{what} is wrapped in {kind}; give what it wraps, {inside}, and wrap "
                 "what comes out"
+            )
+        if computes_its_weights(module):
+            raise UnsupportedNetwork(
+                f"layer {name} ({type(module).__name__}) computes its weights from others (weight "
+                "norm, spectral norm, a mask, another parametrization); make them plain first, as "
+                "remove_weight_norm and remove_parametrizations of torch.nn.utils do"
             )

@@ -159,12 +159,16 @@ def _halves(graph: ChannelGraph, prune: PruneOptions) -> Plan:
 
 
 def _rehearse_step(prepared: Prepared, batch_size: int) -> None:
-    """Run the network in train mode on a batch, without values.
+    """Run the network in train mode on a batch, without values, where that may fail.
+
+    It may where single images meet batch norms, and where train mode calls other things.
 
     Raises:
         UserError: It puts out something else than a number per class, or cannot be trained on such
             a batch.
     """
+    if batch_size > 1 and prepared.network.graph.trains_alike:
+        return
     info = prepared.dataset.info
     shapes = copy.deepcopy(prepared.network.model).to("meta").train()
     images = torch.empty((batch_size, *info.input_shape), device="meta")

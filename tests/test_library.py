@@ -1,5 +1,7 @@
 """Networks of torchvision and timm: pruned by half, with their weights, and refused by name."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -227,3 +229,34 @@ def test_mistakes_get_one_line(arguments, message, tmp_path):
     asked = call("chanprune.summarize", *arguments.split(), cwd=tmp_path)
     assert asked.returncode == 2
     assert asked.stderr.count("\n") == 1 and message in asked.stderr
+
+
+def snippet() -> str:
+    """The example of README.md, for images of 64 x 64 and random weights."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = [part.partition("```")[0] for part in readme.split("```python\n")[1:]]
+    code = next(block for block in blocks if "select_global" in block)
+    called = 'torchvision.models.resnet18(weights="DEFAULT")'
+    assert called in code
+    return code.replace(called, "MODEL").replace("(3, 224, 224)", "(3, 64, 64)")
+
+
+@pytest.mark.parametrize(
+    "name",
+    but_slow(
+        ["resnet18", "resnext50_32x4d", "regnet_x_400mf", "mobilenet_v2", "efficientnet_b0"],
+        *("resnext50_32x4d", "efficientnet_b0"),
+    ),
+)
+def test_the_example_of_the_readme_runs_on_the_networks_that_it_lists(name, capsys):
+    model = torchvision.models.get_model(name, weights=None)
+    exec(compile(snippet(), "README.md", "exec"), {"MODEL": model})
+    macs, error = capsys.readouterr().out.split()
+    assert int(macs) < count(model, SHAPE).macs and float(error) <= 1e-9
+
+
+def test_the_example_says_that_a_network_has_no_batch_norms():
+    with torch.device("meta"):
+        model = torchvision.models.vgg11(weights=None)
+    with pytest.raises(ValueError, match="has a batch norm; filter_scores"):
+        exec(compile(snippet(), "README.md", "exec"), {"MODEL": model})

@@ -44,6 +44,8 @@ class Idiom(nn.Module):
         self.slope, self.slopes = nn.PReLU(), nn.PReLU(16)
         self.drop = StochasticDepth(0.5, "row")
         self.scale, self.weight = nn.Parameter(torch.ones(16, 1, 1)), nn.Parameter(torch.ones(1))
+        self.bare, self.one = nn.BatchNorm2d(16, affine=False), nn.Conv2d(16, 1, 1)
+        self.register_buffer("order", torch.randperm(16))
         self.fc, self.aux = nn.Linear(16, 5), nn.Linear(16, 5)
         self.register_buffer("mean", torch.full((3, 1, 1), 0.1))
         self.given = forward
@@ -140,6 +142,12 @@ FOLLOWED: dict[str, Callable[[Idiom, Tensor], Any]] = {
     "quotient": between(lambda net, t: 2 / (t + 1)),
     "by number of channels": between(lambda net, t: t / t.shape[1]),
     "by number of positions": between(lambda net, t: t / (t.shape[2] * t.size(3))),
+    "number added": between(lambda net, t: t + 1),
+    "padded with ones": between(lambda net, t: F.pad(t, (1, 1, 1, 1), value=1.0)),
+    "chosen by index": between(lambda net, t: t.index_select(1, net.order)),
+    "norm without scale": between(lambda net, t: net.bare(net.plain(t))),
+    "norm called twice": between(lambda net, t: net.bare(net.b[1](net.b[1](net.plain(t))))),
+    "spatial attention": between(lambda net, t: t * net.one(t)),
     "maximum": between(lambda net, t: torch.maximum(t, net.b(t))),
     "where": between(lambda net, t: torch.where(t > 0.5, t, 0.25)),
     "mask": between(lambda net, t: t * (t > 0.5).float()),

@@ -82,7 +82,7 @@ def test_constants_are_absorbed_wherever_channels_are_dropped(name):
     """Where dropped channels emit zero there is nothing to absorb, and nothing changes."""
     net = network(FOLLOWED[name])
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
             nn.init.zeros_(module.weight)
             nn.init.constant_(module.bias, -1)
     graph = trace(net, SHAPE)
@@ -110,6 +110,12 @@ def test_what_an_operation_needs_whole_stays_whole_and_says_why():
         "layer scale": "combines it with scale",
         "exp": "exp is not zero where its input is",
         "width beside": "the network's output",
+        "number added": "a number is added",
+        "padded with ones": "pad needs all its channels",
+        "chosen by index": "gathers fixed channels",
+        "norm without scale": "bare has no scale",
+        "norm called twice": "b.1 is called several times",
+        "spatial attention": "it is broadcast in mul",
     }
     for name, reason in expected.items():
         groups = trace(network(FOLLOWED[name]), SHAPE).groups.values()

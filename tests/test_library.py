@@ -1,7 +1,10 @@
 """Networks of torchvision and timm: pruned by half, with their weights, and refused by name."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -42,8 +45,7 @@ def test_half_of_the_channels_go_and_the_weights_stay(library, name):
     graph = trace(model, SHAPE)
     groups = [group for group in graph.prunable("keep") if group.producers]
     scores = filter_scores(model, graph, groups)
-    blocks = {group.name: group.blocks for group in groups}
-    plan = Plan(select_global(scores, 0.5, blocks=blocks).kept)
+    plan = Plan(select_global(scores, 0.5, blocks=graph.blocks).kept)
     result = compact(model, graph, plan)
     assert 0 <= result.max_error <= 1e-9
     expected = gather(model.state_dict(), graph, plan)
@@ -100,6 +102,61 @@ def test_another_number_of_classes_leaves_the_classifier_fresh(tmp_path):
     assert torch.equal(model.layer1[0].conv1.weight, donor.layer1[0].conv1.weight)
 
 
+WRAPPINGS = {
+    "DataParallel": lambda s: {"state_dict": {f"module.{k}": t for k, t in s.items()}},
+    "torch.compile": lambda s: {f"_orig_mod.{k}": t for k, t in s.items()},
+    "both": lambda s: {"net": {f"module._orig_mod.{k}": t for k, t in s.items()}, "acc": 91.2},
+    "Lightning": lambda s: {
+        "state_dict": {**{f"model.{k}": t for k, t in s.items()}, "criterion.weight": torch.ones(2)}
+    },
+    "torchvision references": lambda s: {"model": s, "optimizer": {"state": {}}, "epoch": 1},
+    "average": lambda s: {"model": {k: t * 0 for k, t in s.items()}, "model_ema": s},
+    "average of steps": lambda s: {
+        "n_averaged": torch.tensor(3),
+        **{f"module.{k}": t for k, t in s.items()},
+    },
+    "nested": lambda s: {"checkpoint": None, "state_dict": {"model": s}},
+    "encoder": lambda s: {f"encoder.net.{k}": t for k, t in s.items()},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_weights_are_found_in_what_people_save(wrapping, tmp_path):
+    donor, model = (network("torchvision", "resnet18", num_classes=c) for c in (10, 7))
+    torch.save(WRAPPINGS[wrapping](donor.state_dict()), tmp_path / "w.pth")
+    with torch.no_grad():
+        model.conv1.weight.fill_(9)
+    assert load_weights(model, "torchvision", "resnet18", str(tmp_path / "w.pth")) == ["fc"]
+    assert torch.equal(model.conv1.weight, donor.conv1.weight)
+    assert torch.equal(model.layer4[1].bn2.weight, donor.layer4[1].bn2.weight)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["squeezenet1_1", "mnasnet0_5", "googlenet", pytest.param("vgg11", marks=pytest.mark.slow)],
+)
+def test_weights_of_an_imagenet_network_fit_another_number_of_classes(name, tmp_path):
+    options = {"init_weights": False} if name == "googlenet" else {}
+    donor = torchvision.models.get_model(name, weights=None, **options)
+    torch.save(donor.state_dict(), tmp_path / "w.pth")
+    model = network("torchvision", name, num_classes=7)
+    fresh = load_weights(model, "torchvision", name, str(tmp_path / "w.pth"))
+    assert len(fresh) == 1 and fresh[0].split(".")[0] in ("classifier", "fc")
+    own, theirs = model.state_dict(), donor.state_dict()
+    for key, tensor in own.items():
+        if key.rpartition(".")[0] not in fresh:
+            assert torch.equal(tensor, theirs[key]), key
+
+
+def test_networks_with_auxiliary_heads_are_built_without():
+    for name in ("googlenet", "inception_v3"):
+        with torch.device("meta"):
+            model = build(
+                name, library="torchvision", num_classes=5, in_channels=3, image_size=128
+            ).train()
+            assert model(torch.empty(2, 3, 128, 128)).shape == (2, 5)
+
+
 class Unsafe:
     def __reduce__(self):
         return (print, ("unpickled",))
@@ -120,6 +177,19 @@ def misfit(state: dict, key: str) -> dict:
         (lambda s: {**s, "extra": torch.ones(2)}, "unlike the network, extra"),
         (lambda s: {"weights": Unsafe()}, "hold more than tensors"),
         (lambda s: [1, 2], "not a state dict"),
+        (lambda s: {"epoch": 3, "best": 0.9}, "not a state dict.*holds epoch, best"),
+        (
+            lambda s: {f"{who}.{k}": t for who in ("student", "teacher") for k, t in s.items()},
+            r"several networks, student\.\* and teacher\.\*",
+        ),
+        (
+            lambda s: {f"backbone.{k}": t for k, t in s.items() if "fc" not in k},
+            "they lack fc.weight",
+        ),
+        (
+            lambda s: {(f"head.{k}" if "fc" in k else k): t for k, t in s.items()},
+            "they lack fc.weight, and have head.fc.weight",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(spoil, message, tmp_path, capsys):
@@ -159,3 +229,34 @@ def test_mistakes_get_one_line(arguments, message, tmp_path):
     asked = call("chanprune.summarize", *arguments.split(), cwd=tmp_path)
     assert asked.returncode == 2
     assert asked.stderr.count("\n") == 1 and message in asked.stderr
+
+
+def snippet() -> str:
+    """The example of README.md, for images of 64 x 64 and random weights."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = [part.partition("```")[0] for part in readme.split("```python\n")[1:]]
+    code = next(block for block in blocks if "select_global" in block)
+    called = 'torchvision.models.resnet18(weights="DEFAULT")'
+    assert called in code
+    return code.replace(called, "MODEL").replace("(3, 224, 224)", "(3, 64, 64)")
+
+
+@pytest.mark.parametrize(
+    "name",
+    but_slow(
+        ["resnet18", "resnext50_32x4d", "regnet_x_400mf", "mobilenet_v2", "efficientnet_b0"],
+        *("resnext50_32x4d", "efficientnet_b0"),
+    ),
+)
+def test_the_example_of_the_readme_runs_on_the_networks_that_it_lists(name, capsys):
+    model = torchvision.models.get_model(name, weights=None)
+    exec(compile(snippet(), "README.md", "exec"), {"MODEL": model})
+    macs, error = capsys.readouterr().out.split()
+    assert int(macs) < count(model, SHAPE).macs and float(error) <= 1e-9
+
+
+def test_the_example_says_that_a_network_has_no_batch_norms():
+    with torch.device("meta"):
+        model = torchvision.models.vgg11(weights=None)
+    with pytest.raises(ValueError, match="has a batch norm; filter_scores"):
+        exec(compile(snippet(), "README.md", "exec"), {"MODEL": model})

@@ -285,9 +285,10 @@ def test_taylor_scores_ignore_a_factor_that_the_next_batch_norm_takes_out():
     torch.testing.assert_close(shrunk, scales["first.0"] * 0.1)
 
 
-def test_nothing_to_choose_from_is_an_empty_choice():
-    selection = select_global({}, 0.5)
-    assert (selection.kept, selection.removed, selection.total) == ({}, 0, 0)
+def test_nothing_to_choose_from_is_said():
+    assert select_global({}, 0.0).kept == {}
+    with pytest.raises(ValueError, match="none may go"):
+        select_global({}, 0.5)
 
 
 @given(st.data())

@@ -8,6 +8,7 @@ that slices tensors.
 from chanprune.channels.absorb import Absorption
 from chanprune.channels.bank import Bank
 from chanprune.channels.batchnorm import recalibrate, rowwise_batch_norms
+from chanprune.channels.calls import UnsupportedNetwork
 from chanprune.channels.cliff import find_cliff
 from chanprune.channels.compact import Compaction, CompactionError, compact, masked
 from chanprune.channels.copies import Copies, Copying, Rewiring, allow_copies, rewire, wiring
@@ -23,13 +24,13 @@ from chanprune.channels.damage import DamageOptions, expected_damage
 from chanprune.channels.expanded import Expanded, expand, expanded, rebuild
 from chanprune.channels.fidelity import Fidelity, fidelity_groups, prefix_plan
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
-from chanprune.channels.modes import evaluating
+from chanprune.channels.modes import evaluating, keeping_random_numbers
 from chanprune.channels.order import order_by
 from chanprune.channels.plan import Plan
 from chanprune.channels.scores import filter_scores, scale_scores, taylor_scores
 from chanprune.channels.selection import Selection, select_above, select_global, select_widths
 from chanprune.channels.slicing import State, gather, narrow, scatter
-from chanprune.channels.trace import UnsupportedNetwork, trace
+from chanprune.channels.trace import trace
 from chanprune.channels.units import Unit, selective_units
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "filter_scores",
     "find_cliff",
     "gather",
+    "keeping_random_numbers",
     "masked",
     "narrow",
     "order_by",

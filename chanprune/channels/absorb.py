@@ -103,6 +103,8 @@ class _Constants(fx.Interpreter):
     Attributes:
         errors: Consumer -> largest difference to the contribution of the constants that it reads.
         spread: Channel number -> standard deviation of its activation.
+        of_images: The calls whose results the images decide.
+        factors: Those of them that lack nothing, and are what they are for an image of zeros.
     """
 
     def __init__(self, model: nn.Module, small: nn.Module, graph: ChannelGraph, keep: Tensor):
@@ -113,6 +115,8 @@ class _Constants(fx.Interpreter):
         self.keep = keep
         self.errors: dict[str, float] = {}
         self.spread: dict[int, float] = {}
+        self.of_images: set[fx.Node] = set()
+        self.factors: set[fx.Node] = set()
 
     def run_on_zeros(self) -> None:
         """Interpret the network for one image of zeros, in eval mode."""
@@ -122,9 +126,33 @@ class _Constants(fx.Interpreter):
             self.run(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
 
     def run_node(self, n: fx.Node) -> Any:
-        """Remember the node: what becomes of an output depends on who reads it."""
+        """Remember the node: what becomes of an output depends on who reads it.
+
+        Where nothing lacks in front of an operation, nothing lacks behind it, though it may make
+        something of zeros; only what a product multiplies others with is kept as it is.
+        """
         self.node = n
-        return super().run_node(n)
+        result = super().run_node(n)
+        sources = [source for source in n.all_input_nodes if source in self.of_images]
+        is_layer = str(n.target) in self.layers
+        if sources or is_layer or n.op == "placeholder":
+            self.of_images.add(n)
+        lacking = [self.env[source] for source in sources if source not in self.factors]
+        lacks = any(isinstance(value, Tensor) and value.any() for value in lacking)
+        if is_layer or lacks or not sources or not isinstance(result, Tensor):
+            return result
+        if self._is_factor(n):
+            self.factors.add(n)
+            return result
+        return torch.zeros_like(result)
+
+    def _is_factor(self, node: fx.Node) -> bool:
+        """Tell whether a product alone reads what an operation makes of zeros."""
+        return all(
+            user.target in (ops.PRODUCTS | ops.PRODUCT_METHODS) - ops.DIVISIONS
+            or (user.target in ops.RESHAPING and self._is_factor(user))
+            for user in node.users
+        )
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Replace what layers emit by what the compact network lacks of it."""
@@ -134,9 +162,10 @@ class _Constants(fx.Interpreter):
         module = self.fetch_attr(str(target))
         if layer.kind == "constant":
             return torch.zeros_like(module())
+        lacking = next(iter((*args, *kwargs.values())))
         if layer.kind == "norm":
-            return self._behind_norm(module, layer, args[0])
-        return self._behind_consumer(module, layer, args[0])
+            return self._behind_norm(module, layer, lacking)
+        return self._behind_consumer(module, layer, lacking)
 
     def _behind_consumer(self, module: nn.Module, layer: Layer, lacking: Tensor) -> Tensor:
         """Absorb what a convolution or linear layer makes of the constants, or pass it on."""
@@ -162,13 +191,16 @@ class _Constants(fx.Interpreter):
         return result
 
     def _behind_norm(self, module: nn.Module, layer: Layer, lacking: Tensor) -> Tensor:
-        """Take what the kept inputs lack from the running mean; emit the dropped channels."""
+        """Take what the kept inputs lack from the running mean; emit the dropped channels.
+
+        A batch norm without running statistics takes the mean of the batch, and lacks nothing.
+        """
         kept = self._kept(layer.outputs).to(lacking.device)
         if layer.index is not None:
             lacking = lacking[:, torch.from_numpy(layer.index).to(lacking.device)]
         missing = _positions(lacking[0, kept]).mean(1)
-        if missing.any():
-            left = self._parameters_left(layer.name)
+        left = self._parameters_left(layer.name)
+        if missing.any() and module.running_mean is not None:
             if "running_mean" in left:
                 left["running_mean"] -= missing
             else:
@@ -191,13 +223,7 @@ class _Constants(fx.Interpreter):
         mean = _per_channel(mean.to(lacking.dtype), lacking).expand_as(lacking)
         starved = self._is_starved(layer).to(lacking.device)
         if starved.any():
-            running_mean = module.running_mean
-            assert isinstance(running_mean, Tensor)
-            known = inner(
-                (lacking - _per_channel(running_mean, lacking))
-                * _per_channel(_slope(module), lacking)
-                + _per_channel(shift, lacking)
-            )
+            known = inner(_normalised(module, lacking) + _per_channel(shift, lacking))
             mean = torch.where(_per_channel(starved, lacking), known, mean)
             spread = spread.masked_fill(starved, 0)
         for number, value in zip(layer.outputs.tolist(), spread.tolist(), strict=True):
@@ -263,6 +289,16 @@ def _slope(norm: nn.Module) -> Tensor:
     assert norm.running_var is not None
     slope: Tensor = norm.weight / (norm.running_var + norm.eps).sqrt()
     return slope
+
+
+def _normalised(norm: nn.Module, constant: Tensor) -> Tensor:
+    """Return what a batch norm makes of a constant (1, C, ...), without its shift."""
+    running_mean = norm.running_mean
+    if running_mean is None:
+        return torch.zeros_like(constant)
+    assert isinstance(running_mean, Tensor)
+    centred = constant - _per_channel(running_mean, constant)
+    return centred * _per_channel(_slope(norm), constant)
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.absorb import Absorption, absorb_constants
 from chanprune.channels.copies import copying_layers
+from chanprune.channels.double import InDouble
 from chanprune.channels.emptied import constant_of
 from chanprune.channels.gathered import read
 from chanprune.channels.graph import ChannelGraph, Layer
+from chanprune.channels.modes import copied, keeping_random_numbers
+from chanprune.channels.outputs import leaves
 from chanprune.channels.plan import Plan
+from chanprune.channels.rebuilt import rebuilt
 from chanprune.channels.slicing import gather
 
 TOLERANCE = 1e-9
@@ -34,8 +38,8 @@ class Compaction:
     Attributes:
         model: The smaller network; it shares nothing with the original.
         graph: Its channel graph.
-        max_error: Largest difference to the masked network's output in float64, relative to the
-            largest output; nan if not checked.
+        max_error: Largest difference to the masked network's outputs in float64, relative to the
+            largest value of each; nan if not checked.
         absorbed: What became of the constants that the dropped channels leave, per channel group;
             empty unless asked for.
     """
@@ -66,7 +70,7 @@ def compact(
 
     Raises:
         ValueError: The plan does not fit the graph.
-        CompactionError: The outputs differ by more than 1e-9.
+        CompactionError: An output differs by more than 1e-9, or is another kind of thing.
     """
     after = graph.after(plan)
     small = _shrunk(model, graph, after, plan)
@@ -82,34 +86,32 @@ def masked(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
     reference for `compact`, not a smaller network.
     """
     keep = torch.from_numpy(graph.kept_mask(plan))
-    copied = copy.deepcopy(model)
-    state = copied.state_dict()
+    silenced = copied(model)
+    state = silenced.state_dict()
     with torch.no_grad():
         for layer in graph.layers.values():
             dropped = ~keep[torch.from_numpy(layer.outputs)]
             for parameter in {"weight", "bias"}.intersection(layer.parameters):
                 tensor = state[f"{layer.name}.{parameter}"]
                 tensor[dropped.to(tensor.device)] = 0
-    return copied
+    return silenced
 
 
 def _shrunk(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Plan) -> nn.Module:
     """Copy `model` with the tensors, and the calls, that the plan leaves."""
-    small = copy.deepcopy(model)
+    small = copied(model)
     gathered = gather(small.state_dict(), graph, plan)
     state = {key: tensor.contiguous() for key, tensor in gathered.items()}
     keep = graph.kept_mask(plan)
     for name, layer in after.layers.items():
         if layer.made_of and not graph.layers[name].made_of:
             kept = torch.from_numpy(keep[graph.layers[name].outputs].nonzero()[0])
-            small.set_submodule(name, constant_of(model, layer.made_of, kept))
+            small.set_submodule(name, constant_of(model, layer.made_of, kept, layer.rank))
             continue
         put(small.get_submodule(name), layer, state)
     for copying in copying_layers(small).values():
         copying.drop_idle_shifts()
-    if after.calls is graph.calls:
-        return small
-    return fx.GraphModule(small, after.calls, type(model).__name__).train(model.training)
+    return small if after.calls is graph.calls else rebuilt(small, after)
 
 
 def put(module: nn.Module, layer: Layer, state: Mapping[str, torch.Tensor]) -> None:
@@ -154,10 +156,47 @@ def _self_check(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan
     generator = torch.Generator().manual_seed(0)
     shape = (2, *graph.input_shape)
     images = torch.randn(shape, dtype=torch.float64, generator=generator).to(device)
-    exact = copy.deepcopy(model).double().eval()
-    first = _difference(exact, graph, after, plan, images)
-    lively = _with_statistics_of(images, exact)
-    return max(first, _difference(lively, graph, after, plan, images))
+    if not graph.trains_alike:
+        _check_train_mode(model, graph, after, plan)
+    exact = copied(model).double().eval()
+    with InDouble():
+        first = _difference(exact, graph, after, plan, images)
+        lively = _with_statistics_of(images, exact)
+        return max(first, _difference(lively, graph, after, plan, images))
+
+
+def _check_train_mode(
+    model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Plan
+) -> None:
+    """Compare the shapes of what both networks put out in train mode, where values may be random.
+
+    Raises:
+        CompactionError: They differ, or the compact network cannot be run.
+    """
+    whole = copied(model).train()
+    small = _shrunk(whole, graph, after, plan)
+    parameter = next(model.parameters())
+    images = torch.zeros((2, *graph.input_shape), dtype=parameter.dtype, device=parameter.device)
+    with keeping_random_numbers(), torch.no_grad():
+        try:
+            expected = _shapes(whole(images))
+        except Exception:  # the network cannot be trained on such images, compact or not
+            return
+        try:
+            got = _shapes(small(images))
+        except Exception as error:
+            raise CompactionError(f"in train mode the compact network fails: {error}") from error
+    if expected != got:
+        raise CompactionError(
+            f"in train mode the compact network puts out {got}, not {expected} as the whole one"
+        )
+
+
+def _shapes(output: Any) -> dict[str, Any]:
+    return {
+        place: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf
+        for place, leaf in leaves(output)
+    }
 
 
 @torch.no_grad()
@@ -174,7 +213,7 @@ def _with_statistics_of(images: torch.Tensor, model: nn.Module) -> nn.Module:
 def _difference(
     model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Plan, images: torch.Tensor
 ) -> float:
-    """Return the largest difference to the masked network, relative to its largest output.
+    """Return the largest difference to the masked network, relative to each output's largest value.
 
     Raises:
         CompactionError: It is above the tolerance.
@@ -182,16 +221,33 @@ def _difference(
     reference = masked(model, graph, plan)
     compacted = _shrunk(model, graph, after, plan)
     with torch.inference_mode():
-        expected = _first(reference(images))
-        got = _first(compacted(images))
-    scale = expected.abs().max().item() or 1.0
-    error = (got - expected).abs().max().item() / scale
+        expected, got = dict(leaves(reference(images))), dict(leaves(compacted(images)))
+    if expected.keys() != got.keys():
+        raise CompactionError("the compact network's output has another structure")
+    errors = {place: _error(got[place], leaf) for place, leaf in expected.items()}
+    place, error = max(errors.items(), key=lambda item: item[1])
     if not error <= TOLERANCE:
         raise CompactionError(
-            f"compact and masked network differ by {error:.2g} (allowed {TOLERANCE:g}); "
+            f"compact and masked network differ by {error:.2g} (allowed {TOLERANCE:g})"
+            f"{' in output' + place if place else ''}; "
             f"{_where_they_part(reference, compacted, graph, after, plan, images)}"
         )
     return error
+
+
+def _error(got: Any, expected: Any) -> float:
+    """Return how far an output is from another, relative to the other's largest value."""
+    if not isinstance(expected, Tensor) or not isinstance(got, Tensor):
+        return 0.0 if got == expected else math.inf
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return math.inf
+    if not expected.numel() or torch.equal(got, expected):
+        return 0.0
+    if not expected.is_floating_point():
+        return math.inf
+    scale = expected.abs().max().item() or 1.0
+    error = (got - expected).abs().max().item() / scale
+    return math.inf if math.isnan(error) else error
 
 
 def _where_they_part(
@@ -229,10 +285,3 @@ def _layer_outputs(
     for handle in handles:
         handle.remove()
     return outputs
-
-
-def _first(output: Any) -> torch.Tensor:
-    """Take the first tensor of a network's output."""
-    while not isinstance(output, torch.Tensor):
-        output = next(iter(output.values() if isinstance(output, dict) else output))
-    return output

@@ -1,15 +1,15 @@
 """Counting: parameters, multiply-accumulates and activations, by layer and in all.
 
 `params` are weights, biases, batch-norm scales and shifts, and the shifts of copies; buffers never
-count. `macs` are the multiply-accumulates of convolutions and linear layers for one image, and four
-for each pixel of a shifted copy: batch norm, activations, pooling and gathers count 0.
+count. `macs` are the multiply-accumulates of convolutions, transposed ones too, and of matrix
+products for one image, whether a layer does them or a function that a module calls, and four for
+each pixel of a shifted copy: batch norm, activations, pooling and gathers count 0.
 `activations` are the elements that convolutions and linear layers put out. What papers print as
 "FLOPs" differs by factors of up to six: `CONVENTIONS` names their ways.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from chanprune.channels import operations as ops
 from chanprune.channels.copies import Copying
 from chanprune.channels.emptied import Constant
 from chanprune.channels.graph import ChannelGraph, Layer
+from chanprune.channels.modes import copied
 from chanprune.channels.plan import Plan
 from chanprune.channels.tally import Tally
 
@@ -44,7 +45,8 @@ class Counts:
     """What a network has and does.
 
     Attributes:
-        layers: All layers that have parameters, in the order in which they are defined.
+        layers: All modules that have parameters or do multiply-accumulates of their own, in the
+            order in which they are defined; "" is the network itself.
         tally: What a forward pass of one image does besides; None of a plan.
     """
 
@@ -93,6 +95,7 @@ class Counts:
         }
 
 
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVENTIONS = {
     "macs": "multiply-accumulates of convolutions and linear layers (Li et al.)",
     "flops": "2 x macs (Network Slimming on CIFAR and SVHN)",
@@ -112,12 +115,14 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Counts:
         model: The network; it is not changed and may live on the meta device.
         input_shape: (C, H, W) of one image.
     """
-    shapes = copy.deepcopy(model).to("meta").eval()
+    shapes = copied(model).to("meta").eval()
     outputs: dict[str, int] = {}
     positions: dict[str, int] = {}
     tally = Tally()
     for name, module in shapes.named_modules():
-        if isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)):
+        module.register_forward_pre_hook(partial(tally.enter, name))
+        module.register_forward_hook(tally.leave)
+        if isinstance(module, (*ops.CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
             module.register_forward_hook(partial(_note_output, outputs, tally, name))
         if isinstance(module, Copying):
             module.register_forward_hook(partial(_note_positions, positions, name))
@@ -128,10 +133,10 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Counts:
     layers = []
     for name, module in shapes.named_modules():
         params = sum(p.numel() for p in module.parameters(recurse=False))
-        if params:
+        macs = tally.macs[name]
+        if params or macs:
             kind, width_in, width_out = _describe(module)
             elements = outputs.get(name, 0)
-            macs = elements * module.weight[0].numel() if elements else 0
             if isinstance(module, Copying):
                 macs += module.macs(positions.get(name, 0))
             layers.append(LayerCount(name, kind, width_in, width_out, params, macs, elements))
@@ -212,7 +217,7 @@ def _note_positions(
 
 
 def _describe(module: nn.Module) -> tuple[str, int, int]:
-    if isinstance(module, ops.CONVOLUTIONS):
+    if isinstance(module, (*ops.CONVOLUTIONS, *TRANSPOSED)):
         return "conv", module.in_channels, module.out_channels
     if isinstance(module, nn.Linear):
         return "linear", module.in_features, module.out_features

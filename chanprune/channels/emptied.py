@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from chanprune.channels.graph import Layer
 
 Mask = npt.NDArray[np.bool_]
-_RANKS = {nn.BatchNorm1d: 2, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 
 
 class Constant(nn.Module):
@@ -45,24 +44,21 @@ class Constant(nn.Module):
 
 
 @torch.no_grad()
-def constant_of(model: nn.Module, layers: tuple[str, ...], kept: Tensor) -> Constant:
+def constant_of(model: nn.Module, layers: tuple[str, ...], kept: Tensor, rank: int) -> Constant:
     """Build what layers emit, one behind the other, when the first has nothing to read.
 
     Args:
         model: The network before compaction.
         layers: A convolution or linear layer with a bias and batch norms, or batch norms alone.
         kept: (C_kept,) indices of the channels that stay.
+        rank: Dimensions of what they emit.
     """
     first, *norms = (copy.deepcopy(model.get_submodule(name)).eval() for name in layers)
-    weight, bias = first.weight, first.bias
-    assert isinstance(weight, Tensor)
+    bias = first.bias
     assert isinstance(bias, Tensor)
+    emitted = bias.view(1, -1, *[1] * (rank - 2))
     if isinstance(first, ops.BATCH_NORMS):
-        rank = next(rank for kind, rank in _RANKS.items() if isinstance(first, kind))
-        emitted = first(torch.zeros_like(bias).view(1, -1, *[1] * (rank - 2)))
-    else:
-        rank = weight.dim()
-        emitted = bias.view(1, -1, *[1] * (rank - 2))
+        emitted = first(torch.zeros_like(emitted))
     for norm in norms:
         emitted = norm(emitted)
     return Constant(emitted.flatten()[kept], rank)
@@ -213,10 +209,10 @@ class _Rewriting:
         return left[0] if len(left) == 1 else self.calls.call_function(torch.cat, (left, 1))
 
     def _copy_sum(self, node: fx.Node, left: list[fx.Node], has_constant: bool) -> fx.Node | None:
-        subtracts = "sub" in str(node.target)
+        weighs = "sub" in str(node.target) or "alpha" in node.kwargs
         if len(left) == len(node.all_input_nodes) and not has_constant:
             return self._copied(node)
-        if subtracts:
+        if weighs:
             raise ValueError(f"{node} would lose one of its operands")
         if len(left) == 1:
             return self.copied[left[0]]

@@ -90,6 +90,7 @@ class Layer:
         positions: Output positions of one image (height x width; 1 for a linear layer), summed over
             the layer's calls.
         parameters: Names of its tensors that run over channels, without the layer's own name.
+        rank: Number of dimensions of the output.
         normalised_by: Batch norm that alone reads the output, where there is one.
         made_of: Of a constant: the layers whose output for no input it is.
     """
@@ -103,6 +104,7 @@ class Layer:
     depthwise: bool = False
     positions: int = 0
     parameters: tuple[str, ...] = ()
+    rank: int = 4
     normalised_by: str | None = None
     made_of: tuple[str, ...] = ()
 
@@ -121,10 +123,14 @@ class Layer:
             yield f"{self.name}.{parameter}", (rows, *columns)
 
 
-def constant_layer(name: str, outputs: ChannelNumbers, made_of: tuple[str, ...]) -> Layer:
-    """Describe the constant that the layers `made_of` became."""
+def constant_layer(
+    name: str, outputs: ChannelNumbers, made_of: tuple[str, ...], rank: int
+) -> Layer:
+    """Describe the constant (1, C, 1, ...), of `rank` dimensions, that some layers became."""
     nothing = np.empty(0, dtype=np.int64)
-    return Layer(name, "constant", nothing, outputs, parameters=("bias",), made_of=made_of)
+    return Layer(
+        name, "constant", nothing, outputs, parameters=("bias",), rank=rank, made_of=made_of
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,13 +141,26 @@ class ChannelGraph:
         groups: Name -> group, in the order of the network; numbers run through them.
         layers: Name -> layer, in the order of the network.
         calls: The traced calls, by module name, so that they fit every compaction of the network.
+        in_training: The calls in train mode: the same graph where they are the same; a text where
+            they cannot be followed, which says why.
         input_shape: (C, H, W) that was traced.
     """
 
     groups: dict[str, ChannelGroup]
     layers: dict[str, Layer]
     calls: fx.Graph = field(repr=False)
+    in_training: fx.Graph | str = field(repr=False)
     input_shape: tuple[int, ...]
+
+    @property
+    def trains_alike(self) -> bool:
+        """The same is called in train mode as in eval mode."""
+        return self.in_training is self.calls
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Group name -> number of its blocks, each of which must keep equally many channels."""
+        return {name: group.blocks for name, group in self.groups.items()}
 
     @property
     def num_channels(self) -> int:
@@ -268,7 +287,7 @@ class ChannelGraph:
         """
         keep = self.kept_mask(plan)
         try:
-            calls, constants = remaining_calls(self.calls, self.layers, keep)
+            calls, in_training, constants = self._remaining_calls(keep)
         except ValueError as error:
             emptied = ", ".join(self._emptied(plan))
             raise ValueError(f"the plan keeps no channel of {emptied}, but {error}") from error
@@ -277,7 +296,7 @@ class ChannelGraph:
         for name, layer in self.layers.items():
             if name in constants:
                 outputs = renumbered[layer.outputs[keep[layer.outputs]]]
-                layers[name] = constant_layer(name, outputs, constants[name])
+                layers[name] = constant_layer(name, outputs, constants[name], layer.rank)
             elif keep[layer.outputs].any() and (layer.made_of or keep[layer.inputs].any()):
                 layers[name] = _shrunk(layer, keep, renumbered)
         groups = {}
@@ -290,7 +309,26 @@ class ChannelGraph:
                 gates=tuple(gate for gate in group.gates if gate in layers),
                 norms=tuple(norm for norm in group.norms if norm in layers),
             )
-        return replace(self, groups=groups, layers=layers, calls=calls)
+        return replace(self, groups=groups, layers=layers, calls=calls, in_training=in_training)
+
+    def _remaining_calls(
+        self, keep: npt.NDArray[np.bool_]
+    ) -> tuple[fx.Graph, fx.Graph | str, dict[str, tuple[str, ...]]]:
+        """Return the calls that are left in eval mode and in train mode, and the constants."""
+        calls, constants = remaining_calls(self.calls, self.layers, keep)
+        if self.trains_alike:
+            return calls, calls, constants
+        if isinstance(self.in_training, str):
+            if calls is self.calls:
+                return calls, self.in_training, constants
+            raise ValueError(
+                "a network without whole layers is built from its calls, and those of this one in "
+                f"train mode cannot be followed: {self.in_training}"
+            )
+        in_training, others = remaining_calls(self.in_training, self.layers, keep)
+        if any(constants.get(name, made_of) != made_of for name, made_of in others.items()):
+            raise ValueError("a layer would be a constant in eval mode, and another in train mode")
+        return calls, in_training, {**others, **constants}
 
     def _emptied(self, plan: Plan) -> list[str]:
         return [name for name, kept in plan.kept.items() if not kept and self.groups[name].size]

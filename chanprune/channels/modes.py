@@ -1,11 +1,16 @@
-"""Eval mode for a while."""
+"""What is done with a network for a while, or with a copy, and leaves it as it is."""
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -18,3 +23,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a network that may hold tensors of its last forward pass, which cannot be copied."""
+    held: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(tensor, Tensor) and not tensor.is_leaf:
+                    held[id(tensor)] = tensor.detach().clone()
+    return copy.deepcopy(model, held)
+
+
+def random_states() -> tuple[Any, ...]:
+    """Return where the random numbers of Python, NumPy and PyTorch on the CPU stand."""
+    numpy: Any = np.random.get_state()  # noqa: NPY002 - the user's, not ours
+    numbers = (numpy[0], bytes(numpy[1]), *numpy[2:])
+    return random.getstate(), numbers, bytes(torch.get_rng_state().numpy())
+
+
+@contextmanager
+def keeping_random_numbers() -> Iterator[None]:
+    """Let whatever is drawn in between be drawn again afterwards."""
+    numbers, (name, keys, *rest), _ = random_states()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(numbers)
+            np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))  # noqa: NPY002

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
 from chanprune.channels.modes import evaluating
+from chanprune.channels.selection import first_of
 
 FEW = 20
 
@@ -26,7 +27,16 @@ def scale_scores(
 
     Returns:
         Group name -> (C,) |scale| on the CPU, summed over the batch norms of coupled channels.
+
+    Raises:
+        ValueError: No group has a batch norm, though there are groups.
     """
+    groups = list(groups)
+    if groups and not any(group.norms for group in groups):
+        raise ValueError(
+            f"no scale tells which channels to drop: none of {first_of([g.name for g in groups])} "
+            "has a batch norm; filter_scores ranks channels by their filters"
+        )
 
     def scales(norm: nn.Module) -> Tensor:
         assert isinstance(norm.weight, Tensor)

@@ -76,15 +76,19 @@ def select_global(
         round_to: Every group keeps a multiple of this (or all its channels); the number dropped
             then falls short of floor(ratio * N) by less than one multiple.
         blocks: Group name -> number of blocks that must keep equally many channels (grouped
-            convolutions); their best channels are ranked within each block and go together.
+            convolutions; see `ChannelGraph.blocks`); their best channels are ranked within each
+            block and go together.
         may_be_emptied: Groups that may lose every channel, if the floors let them; the others keep
             one at least.
 
     Raises:
-        ValueError: Scores are not finite, or the floors leave too few channels to drop.
+        ValueError: Scores are not finite, or the floors leave too few channels to drop, or none may
+            go at all.
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"the prune ratio must be in [0, 1), not {ratio}")
+    if not scores and ratio > 0:
+        raise ValueError(f"prune.ratio={ratio} asks for channels, but none may go: all stay whole")
     if not scores:
         return Selection({}, 0, 0, math.nan, [])
     total = sum(len(score) for score in scores.values())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 ACTIVATIONS = {aten.relu, aten.relu_, aten.hardtanh, aten.hardtanh_, aten.silu, aten.silu_}
@@ -27,6 +29,8 @@ class Tally(TorchDispatchMode):
         normalised: Elements that go into batch norms.
         averaged: Elements that the windows of average pools read, with repetition.
         maximised: The same of max pools.
+        macs: Name of a module -> multiply-accumulates of the convolutions and matrix products that
+            are done while it is the innermost one (see `enter`), by PyTorch's own formulas.
         bias_adds: Elements to which "conv" and "linear" layers add a bias.
         peak_bytes: Largest sum of tensors that were alive at a time, the inputs included, the
             parameters not.
@@ -38,6 +42,8 @@ class Tally(TorchDispatchMode):
         self.normalised = 0
         self.averaged = 0
         self.maximised = 0
+        self.macs: dict[str, int] = defaultdict(int)
+        self.inside = [""]
         self.bias_adds = {"conv": 0, "linear": 0}
         self.peak_bytes = 0
         self._alive = 0
@@ -54,6 +60,14 @@ class Tally(TorchDispatchMode):
         self.peak_bytes = max(self.peak_bytes, self._alive)
         weakref.finalize(storage, self._release, id(storage), size)
 
+    def enter(self, name: str, *_: Any) -> None:
+        """Note that a module is called from now on."""
+        self.inside.append(name)
+
+    def leave(self, *_: Any) -> None:
+        """Note that the call of the module that was entered last has ended."""
+        self.inside.pop()
+
     def _release(self, identity: int, size: int) -> None:
         self._seen.discard(identity)
         self._alive -= size
@@ -66,6 +80,9 @@ class Tally(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self.hold(tensor)
         operation = func.overloadpacket
+        if operation in flop_registry:
+            flops = flop_registry[operation](*args, **(kwargs or {}), out_val=result)
+            self.macs[self.inside[-1]] += flops // 2
         if operation in ACTIVATIONS:
             self.activated += args[0].numel()
         elif operation in NORMS:

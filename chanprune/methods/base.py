@@ -103,7 +103,7 @@ def select(scores: Mapping[str, Tensor], graph: ChannelGraph, options: PruneOpti
     Raises:
         ValueError: The floors leave too few channels to drop.
     """
-    blocks = {name: graph.groups[name].blocks for name in scores}
+    blocks = graph.blocks
     if options.widths is not None:
         return select_widths(scores, options.widths, blocks=blocks)
     if options.rule != "ratio":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import Selection, find_cliff
-from chanprune.channels.operations import BATCH_NORMS
+from chanprune.channels.operations import BATCH_NORMS, BatchNorm
 from chanprune.errors import UserError
 
 PAPER_TRAVEL, PAPER_START = 6.6, 0.5  # of Network Slimming's recipe for VGG
@@ -16,7 +16,7 @@ LARGEST_DEFAULT_WEIGHT = 0.01
 NEARLY_ZERO = 0.01
 
 
-def scaled_norms(model: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]:
+def scaled_norms(model: nn.Module) -> list[BatchNorm]:
     """Find the batch norms that have scales.
 
     Raises:

@@ -8,17 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from chanprune.errors import UserError
+from chanprune.models.weights import (
+    SUFFIXES,
+    State,
+    first_convolution,
+    first_line,
+    put_weights,
+    read_weights,
+)
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
+# Auxiliary heads are losses of their own, which the training of all networks alike has no room for.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
 
 
 def build_from_library(library: str, name: str, *, num_classes: int, in_channels: int) -> nn.Module:
-    """Build a network of torchvision or timm with random weights.
+    """Build a network of torchvision or timm with random weights, without auxiliary heads.
 
     Args:
         library: "torchvision" or "timm".
@@ -37,7 +47,9 @@ def build_from_library(library: str, name: str, *, num_classes: int, in_channels
     import torchvision
 
     _check_name(library, name, torchvision.models.list_models(module=torchvision.models))
-    network = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    network = torchvision.models.get_model(
+        name, weights=None, num_classes=num_classes, **OPTIONS.get(name, {})
+    )
     if in_channels != 3:
         _widen_stem(network, in_channels)
     return network
@@ -54,56 +66,17 @@ def load_weights(model: nn.Module, library: str, name: str, weights: str) -> lis
             torchvision DEFAULT, IMAGENET1K_V1, ...; for timm the tag, or DEFAULT.
 
     Returns:
-        The layers that keep their random start: the classifier, where the number of classes is
+        The layers that keep their random start: the classifiers, where the number of classes is
         another, and the first convolution, where the number of the image's channels is.
 
     Raises:
         UserError: The weights are not to be had, or do not fit.
     """
     if weights.endswith(SUFFIXES) or Path(weights).exists():
-        state = _read(Path(weights))
+        state: State = read_weights(Path(weights))
     else:
         state = _fetch(library, name, weights)
-    own = model.state_dict()
-    ends = {_first_convolution(model), _last_linear(model)}
-    missing = [key for key in own if key not in state and own[key].dim() > 0]
-    unknown = [key for key in state if key not in own]
-    misfits = {key: tensor for key, tensor in state.items() if _misfits(tensor, own.get(key))}
-    for key, tensor in misfits.items():
-        if key.rpartition(".")[0] not in ends:
-            raise UserError(
-                f"model.weights={weights} do not fit {name}: {key} is {tuple(tensor.shape)}, "
-                f"the network has {tuple(own[key].shape)}"
-            )
-    if missing or unknown:
-        layer, what = (missing[0], "lack") if missing else (unknown[0], "have, unlike the network,")
-        raise UserError(f"model.weights={weights} do not fit {name}: they {what} {layer}")
-    fitting = {key: tensor for key, tensor in state.items() if key not in misfits}
-    model.load_state_dict(fitting, strict=False)
-    return sorted({key.rpartition(".")[0] for key in misfits})
-
-
-def _misfits(tensor: Tensor, own: Tensor | None) -> bool:
-    return own is not None and tensor.shape != own.shape
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"model.weights={path}: there is no such file") from error
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"model.weights={path} cannot be read: {_first_line(error)}") from error
-    except Exception as error:  # pickle raises what it likes
-        raise UserError(
-            f"model.weights={path} hold more than tensors: {_first_line(error)}"
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise UserError(f"model.weights={path}: not a state dict, tensor name -> tensor")
-    return state
+    return put_weights(model, state, f"model.weights={weights}", name)
 
 
 def _fetch(library: str, name: str, weights: str) -> dict[str, Tensor]:
@@ -127,15 +100,10 @@ def _fetch(library: str, name: str, weights: str) -> dict[str, Tensor]:
         raise
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"model.weights={weights}: {library} could not fetch them ({_first_line(error)}); "
+            f"model.weights={weights}: {library} could not fetch them ({first_line(error)}); "
             f"without a network, give a file: model.weights=<file{SUFFIXES[0]}>"
         ) from error
     return state
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _check_name(library: str, name: str, known: list[str]) -> None:
@@ -156,7 +124,7 @@ def _import_timm() -> Any:
 
 def _widen_stem(model: nn.Module, in_channels: int) -> None:
     """Let the first convolution read another number of image channels."""
-    name = _first_convolution(model)
+    name = first_convolution(model)
     old = model.get_submodule(name)
     assert isinstance(old, nn.Conv2d)
     new = copy.deepcopy(old)
@@ -165,11 +133,3 @@ def _widen_stem(model: nn.Module, in_channels: int) -> None:
     new.weight = nn.Parameter(torch.empty(shape, device=old.weight.device))
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     model.set_submodule(name, new)
-
-
-def _first_convolution(model: nn.Module) -> str:
-    return next((n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), "")
-
-
-def _last_linear(model: nn.Module) -> str:
-    return next((n for n, m in [*model.named_modules()][::-1] if isinstance(m, nn.Linear)), "")

@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from chanprune import data, ranks
-from chanprune.channels import ChannelGraph, Fidelity, Plan, UnsupportedNetwork, trace
+from chanprune.channels import (
+    ChannelGraph,
+    CompactionError,
+    Fidelity,
+    Plan,
+    UnsupportedNetwork,
+    compact,
+    keeping_random_numbers,
+    trace,
+)
 from chanprune.errors import UserError
 from chanprune.methods import METHODS, Method, PruneOptions, select
 from chanprune.models import architecture, build, load_weights
@@ -122,13 +131,64 @@ def _rehearse(config: Mapping[str, Any], prepared: Prepared) -> None:
     method = make_method(config)
     setting = setting_of(options, len(batches), config["seed"], prune)
     method.before_training(copy.deepcopy(prepared.network.model), graph, setting)
+    _rehearse_step(prepared, batches.batch_size)
     try:
         if method.prunes and not method.converts:
             groups = graph.prunable(prune.coupled)
             select({group.name: torch.zeros(group.size) for group in groups}, graph, prune)
         method.finetune_hooks(graph)
+        if method.prunes and not method.converts:
+            compact(prepared.network.model, graph, _halves(graph, prune))
+    except (ValueError, CompactionError) as error:
+        raise UserError(f"{config['model']['name']}: {error}") from error
+
+
+def _halves(graph: ChannelGraph, prune: PruneOptions) -> Plan:
+    """Keep every second channel of all that may go; and empty a group, if groups may be emptied."""
+    kept: dict[str, range | list[int]] = {}
+    for group in graph.prunable(prune.coupled):
+        width = group.size // group.blocks
+        kept[group.name] = [
+            block * width + channel
+            for block in range(group.blocks)
+            for channel in range(0, width, 2)
+        ]
+    names = kept if prune.min_channels == 0 and prune.min_share == 0 else ()
+    emptied = next((name for name in names if graph.may_be_emptied(name)), None)
+    return Plan(kept if emptied is None else {**kept, emptied: []})
+
+
+def _rehearse_step(prepared: Prepared, batch_size: int) -> None:
+    """Run the network in train mode on a batch, without values, where that may fail.
+
+    It may where single images meet batch norms, and where train mode calls other things.
+
+    Raises:
+        UserError: It puts out something else than a number per class, or cannot be trained on such
+            a batch.
+    """
+    if batch_size > 1 and prepared.network.graph.trains_alike:
+        return
+    info = prepared.dataset.info
+    shapes = copy.deepcopy(prepared.network.model).to("meta").train()
+    images = torch.empty((batch_size, *info.input_shape), device="meta")
+    name = prepared.architecture["name"]
+    try:
+        with torch.no_grad(), keeping_random_numbers():
+            output = shapes(images)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(
+            f"{name} cannot be trained on batches of {batch_size} images of "
+            f"{info.input_shape[1]} x {info.input_shape[2]} pixels: {error}; take a larger "
+            "train.batch_size or dataset.image_size"
+        ) from error
+    expected = (batch_size, len(info.class_names))
+    if not isinstance(output, Tensor) or output.shape != expected:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(
+            f"{name} puts out {found} in train mode, not {expected}, a number per image and class; "
+            "take a network without auxiliary outputs"
+        )
 
 
 def _prune_options(config: Mapping[str, Any], graph: ChannelGraph) -> PruneOptions:

@@ -1,0 +1,247 @@
+"""The calls that a network makes for a batch of images, recorded without values (torch.fx)."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import traceback
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from chanprune.channels import operations as ops
+from chanprune.channels.emptied import Constant
+from chanprune.channels.modes import keeping_random_numbers, random_states
+from chanprune.channels.outputs import holds_tensors, leaves
+
+CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+LIBRARY = str(Path(torch.__file__).parent)
+
+
+class UnsupportedNetwork(ValueError):  # noqa: N818
+    """The network cannot be traced, or its channels cannot be followed; names the layer."""
+
+
+def record_calls(model: nn.Module, input_shape: Sequence[int]) -> fx.Graph:
+    """Record what a network calls in eval mode, with the shape of every tensor in `meta["shape"]`.
+
+    `meta["holds"]` tells that a value is no tensor but has tensors in it. Every argument of the
+    network's forward but the first keeps its default.
+
+    Args:
+        model: The network; it is not changed, and its hooks are not called.
+        input_shape: (C, H, W) of one image.
+
+    Raises:
+        UnsupportedNetwork: What it calls depends on values or on random numbers, or it does not
+            take such images.
+    """
+    with undisturbed(model):
+        calls = _trace(model.eval())
+        _note_shapes(calls, model, input_shape)
+    _refuse_own_tensors(calls, model)
+    return calls
+
+
+def record_training(model: nn.Module, input_shape: Sequence[int], calls: fx.Graph) -> fx.Graph:
+    """Do the same in train mode; return the graph of eval mode where that is the same.
+
+    Args:
+        model: As for `record_calls`.
+        input_shape: As for `record_calls`.
+        calls: What `record_calls` returned.
+
+    Raises:
+        UnsupportedNetwork: As in `record_calls`.
+    """
+    with undisturbed(model):
+        in_training = _trace(model.train())
+        if str(in_training) == str(calls):
+            return calls
+        _note_shapes(in_training, model.eval(), input_shape)
+    _refuse_own_tensors(in_training, model)
+    return in_training
+
+
+def _refuse_own_tensors(calls: fx.Graph, model: nn.Module) -> None:
+    for node in calls.nodes:
+        if node.op == "get_attr" and not _has(model, str(node.target)):
+            readers = ", ".join(user.name for user in node.users) or "nothing"
+            raise UnsupportedNetwork(
+                f"the forward of {type(model).__name__} makes a tensor of its own, which {readers} "
+                "reads; make it once, and keep it with register_buffer"
+            )
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put all attributes of all modules back afterwards, modes too; call no hooks meanwhile."""
+    before = []
+    for module in model.modules():
+        own = vars(module)
+        contents = {key: copy(value) for key, value in own.items() if type(value) in CONTAINERS}
+        before.append((own, dict(own), contents))
+        own.update({key: OrderedDict() for key in HOOKS}, _compiled_call_impl=None)
+    try:
+        yield
+    finally:
+        for own, attributes, contents in before:
+            own.clear()
+            own.update(attributes)
+            for key, content in contents.items():
+                _refill(own[key], content)
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, (list, deque)):
+        container.extend(content)
+    else:
+        container.update(content)
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    owner: Any = model
+    for part in name.split("."):
+        if not hasattr(owner, part):
+            return False
+        owner = getattr(owner, part)
+    return True
+
+
+def _trace(model: nn.Module) -> fx.Graph:
+    tracer = _Tracer()
+    try:
+        with keeping_random_numbers():
+            states = random_states()
+            calls = tracer.trace(model)
+            decides_at_random = random_states() != states
+    except Exception as error:
+        inside = list(tracer.module_stack.values()) or [("", type(model))]
+        name, kind = inside[-1]
+        where = f"layer {name} ({type_name(kind)})" if name else type_name(kind)
+        raise UnsupportedNetwork(f"{where} cannot be traced: {_why(error)}") from error
+    if decides_at_random:
+        raise UnsupportedNetwork(
+            f"{type(model).__name__} cannot be traced: its forward draws random numbers, which may "
+            "decide what it computes; draw them in a layer such as nn.Dropout"
+        )
+    return calls
+
+
+def _why(error: Exception) -> str:
+    """Say in one line what a forward does that tracing without values cannot."""
+    text = first_line(error)
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((LIBRARY, str(Path(__file__).parent)))
+    ]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    if isinstance(error, fx.proxy.TraceError) or "Proxy" in text or "symbolic" in text:
+        return (
+            f"its forward{place} decides by the value or the size of a tensor, or leaves PyTorch; "
+            "let it decide by what is known when the network is built"
+        )
+    if isinstance(error, NameError) and "not installed as a submodule" in text:
+        return f"its forward{place} calls a layer that is not registered; keep it in nn.ModuleList"
+    if isinstance(error, NotImplementedError) and "argument of type" in text:
+        return (
+            f"its forward{place} passes on or returns a thing of another kind ({text}); use "
+            "tensors, and tuples, lists, dictionaries or dataclasses of them"
+        )
+    return f"its forward{place} fails: {text}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _note_shapes(calls: fx.Graph, model: nn.Module, input_shape: Sequence[int]) -> None:
+    parameter = next(model.parameters(), torch.empty(0))
+    try:
+        with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            shape = (2, *input_shape)
+            images = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
+            output = _Shapes(fx.GraphModule(model, calls)).run(images)
+    except Exception as error:
+        raise UnsupportedNetwork(
+            f"{type(model).__name__} does not take images of shape {tuple(input_shape)}: "
+            f"{first_line(error)}"
+        ) from error
+    try:
+        list(leaves(output))
+    except ValueError as error:
+        raise UnsupportedNetwork(f"{type(model).__name__} cannot be followed: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep PyTorch from logging a traceback of what is raised as well."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+class _Tracer(fx.Tracer):
+    """Do not look inside the layers that run over channels, also where a library extends them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Tell whether the module is one call."""
+        layers = (*ops.CONVOLUTIONS, nn.Linear, *ops.BATCH_NORMS, Constant)
+        return isinstance(m, layers) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Trace forward(images), whatever else forward takes."""
+        assert isinstance(self.root, nn.Module)
+        names = [*inspect.signature(self.root.forward).parameters, "images"]
+        images = self.create_proxy("placeholder", names[0], (), {})
+        return lambda root, images: root.forward(images), [self.root, images]
+
+
+class _Shapes(fx.Interpreter):
+    """Run the calls without values, and note the shape of every tensor.
+
+    Plain batch norms, which take most of the time, are not run: they leave the shape as it is.
+    """
+
+    def __init__(self, traced: fx.GraphModule):
+        super().__init__(traced)
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one call."""
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta["shape"] = result.shape
+        else:
+            n.meta["holds"] = holds_tensors(result)
+        return result
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module."""
+        module = self.fetch_attr(str(target))
+        if type(module) in ops.BATCH_NORMS and args and args[0].shape[1] == module.num_features:
+            module._check_input_dim(args[0])
+            return args[0]
+        return super().call_module(target, args, kwargs)
+
+
+def type_name(kind: Any) -> str:
+    """Return the last part of a type's name."""
+    return str(getattr(kind, "__name__", kind)).rpartition(".")[2]

@@ -1,0 +1,101 @@
+"""Whether a layer with code of its own treats channels as the layer does that it extends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from chanprune.channels import operations as ops
+from chanprune.channels.compact import TOLERANCE, compact, masked
+from chanprune.channels.gathered import Gathered
+from chanprune.channels.graph import ChannelGraph, ChannelGroup, Layer
+from chanprune.channels.modes import copied
+from chanprune.channels.plan import Plan
+
+KINDS = (*ops.CONVOLUTIONS, nn.Linear, *ops.BATCH_NORMS)
+
+
+def computes_its_weights(module: nn.Module) -> bool:
+    """Tell of a layer that runs over channels whether it makes its weight of other tensors."""
+    own = vars(module)["_parameters"]
+    return isinstance(module, KINDS) and ("weight" not in own or "bias" not in own)
+
+
+def has_code_of_its_own(module: nn.Module) -> bool:
+    """Tell whether a layer runs other code than the PyTorch layer that it is or extends."""
+    kind = next(kind for kind in KINDS if isinstance(module, kind))
+    is_other = any(
+        getattr(type(module), name, None) is not getattr(kind, name, None)
+        for name in ("forward", "_conv_forward")
+    )
+    return not isinstance(module, Gathered) and (is_other or "forward" in vars(module))
+
+
+@torch.no_grad()
+def treats_channels_alone(module: nn.Module, layer: Layer, positions: Sequence[int]) -> bool:
+    """Try with random tensors whether half of a layer's channels make half of its output.
+
+    Args:
+        module: The layer, on any device; it is not changed.
+        layer: What it is taken for.
+        positions: Its input's size, of which a corner is tried.
+    """
+    with torch.device("cpu"):
+        return _is_half(module, *_alone(layer), _corner(module, positions))
+
+
+def _is_half(module: nn.Module, graph: ChannelGraph, plan: Plan, positions: Sequence[int]) -> bool:
+    holder = nn.Module()
+    holder.layer = copied(module).to_empty(device="cpu").double().eval()
+    generator = torch.Generator().manual_seed(0)
+    for tensor in (*holder.parameters(), *holder.buffers()):
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5, generator=generator)
+    keep = torch.from_numpy(graph.kept_mask(plan))
+    own = graph.layers["layer"]
+    inputs, outputs = keep[torch.from_numpy(own.inputs)], keep[torch.from_numpy(own.outputs)]
+    shape = (2, len(inputs), *positions)
+    images = torch.randn(shape, dtype=torch.float64, generator=generator)
+    images[:, ~inputs] = 0
+    try:
+        small = compact(holder, graph, plan, check=False).model
+        got = small.get_submodule("layer")(images[:, inputs])
+        expected = masked(holder, graph, plan).get_submodule("layer")(images)
+    except Exception:  # another library's layer raises what it likes
+        return False
+    wanted = torch.zeros_like(expected)
+    wanted[:, outputs] = got
+    return torch.allclose(expected, wanted, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def _alone(layer: Layer) -> tuple[ChannelGraph, Plan]:
+    """Return the graph of a network that is one layer, and the plan that keeps half of it."""
+    inputs = np.arange(len(layer.inputs))
+    groups = [ChannelGroup("inputs", 0, len(inputs), blocks=layer.blocks)]
+    if layer.depthwise:
+        outputs = inputs.repeat(len(layer.outputs) // len(inputs))
+    elif layer.kind == "norm":
+        outputs = inputs
+    else:
+        outputs = len(inputs) + np.arange(len(layer.outputs))
+        groups.append(ChannelGroup("outputs", len(inputs), len(outputs), blocks=layer.blocks))
+    own = replace(layer, name="layer", inputs=inputs, outputs=outputs, index=None)
+    calls = fx.Graph()
+    graph = ChannelGraph({g.name: g for g in groups}, {"layer": own}, calls, calls, ())
+    return graph, Plan({group.name: _first_half(group) for group in groups})
+
+
+def _first_half(group: ChannelGroup) -> list[int]:
+    width = group.size // group.blocks
+    return [b * width + c for b in range(group.blocks) for c in range(-(-width // 2))]
+
+
+def _corner(module: nn.Module, positions: Sequence[int]) -> list[int]:
+    if not isinstance(module, ops.CONVOLUTIONS):
+        return [min(size, 2) for size in positions]
+    facts = zip(positions, module.kernel_size, module.dilation, module.stride, strict=True)
+    return [min(size, (k - 1) * d + 1 + s) for size, k, d, s in facts]

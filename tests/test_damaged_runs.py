@@ -30,6 +30,9 @@ DAMAGES = {
 }
 
 
+CHECKPOINTS = ["train/state", "train/previous", "finetune/state"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
@@ -90,7 +93,7 @@ def test_a_run_whose_products_are_all_damaged_is_mended(damage, finished, tmp_pa
         assert "holds this run, finished; run.overwrite" in last.stdout
 
 
-@pytest.mark.parametrize("checkpoint", ["train/state", "train/previous", "finetune/state"])
+@pytest.mark.parametrize("checkpoint", but_slow(CHECKPOINTS, *CHECKPOINTS[1:]))
 @pytest.mark.parametrize("damage", but_slow(DAMAGES, *(set(DAMAGES) - {"zeros"})))
 def test_a_run_without_its_model_is_mended_though_checkpoints_are_damaged_too(
     damage, checkpoint, finished, tmp_path

@@ -124,7 +124,7 @@ def test_a_kill_at_some_file_operations_costs_nothing(tmp_path):
     states = tmp_path / "states"
     assert call(*arguments, cwd=whole, fault=Fault(whole, states, "copy")).returncode == 0
     number = len(json.loads((states / "operations.json").read_text()))
-    for position in range(3, number, number // 7):
+    for position in range(3, number, number // 4):
         folder = tmp_path / f"{position}"
         folder.mkdir()
         killed = call(*arguments, cwd=folder, fault=Fault(folder, tmp_path, "kill", position))
@@ -227,6 +227,6 @@ def fill_the_disk(arguments, folder, positions):
 
 @pytest.mark.parametrize("name", but_slow(METHODS, *(set(METHODS) - {"slimming"})))
 def test_a_full_disk_costs_nothing(name, tmp_path):
-    step = 30 if name == "slimming" else 10
+    step = 45 if name == "slimming" else 10
     tried, ended = fill_the_disk(of_run(name), tmp_path, lambda number: range(3, number, step))
     assert ended >= tried - 1

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,6 +149,20 @@ def test_the_key_holds_the_number_of_threads_which_changes_bits():
         assert key_of() != before
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_key_holds_what_computes(monkeypatch):
+    prepared = prepare(changed())
+    keys = [training_depends_on(changed(), prepared)]
+    keys.append(training_depends_on(changed(), replace(prepared, device=torch.device("meta"))))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("RANK", "0")
+    keys.append(training_depends_on(changed(), prepared))
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    keys.append(training_depends_on(changed(), prepared))
+    assert len({json.dumps(key) for key in keys}) == len(keys)
 
 
 def test_a_damaged_entry_is_trained_again_and_replaced(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -50,12 +51,12 @@ def agree(left, right) -> bool:
 
 def plans(graph) -> list[Plan]:
     """Half of every group, one channel of every group, and a random part."""
-    random = np.random.default_rng(0)
+    draws = np.random.default_rng(0)
     sizes = {g.name: g.size for g in graph.prunable("together") if g.blocks == 1}
     return [
         Plan({name: range(0, size, 2) for name, size in sizes.items()}),
         Plan({name: [size - 1] for name, size in sizes.items()}),
-        Plan({n: sorted(random.choice(s, (s + 2) // 3, replace=False)) for n, s in sizes.items()}),
+        Plan({n: sorted(draws.choice(s, (s + 2) // 3, replace=False)) for n, s in sizes.items()}),
     ]
 
 
@@ -68,10 +69,9 @@ def test_what_is_followed_computes_what_the_masked_network_does(name):
         result = compact(net, graph, plan)
         assert result.max_error <= 1e-9
         assert agree(result.model(images), masked(net, graph, plan)(images))
-        trained = [flat(n.train()(images)) for n in (net, result.model)]
-        shapes = [[getattr(leaf, "shape", leaf) for leaf in leaves] for leaves in trained]
-        assert shapes[0] == shapes[1]
-        net.eval()
+    trained = [flat(n.train()(images)) for n in (net, result.model)]
+    shapes = [[getattr(leaf, "shape", leaf) for leaf in leaves] for leaves in trained]
+    assert shapes[0] == shapes[1]
     for group in graph.prunable("together"):
         if graph.may_be_emptied(group.name):
             assert compact(net, graph, Plan({group.name: ()})).max_error <= 1e-9
@@ -134,6 +134,14 @@ def test_the_self_check_looks_at_every_output():
     graph = trace(net, SHAPE)
     net.given = features_beside
     with pytest.raises(CompactionError, match=r"in output\['other'\]\[0\]"):
+        compact(net, graph, Plan({"a.0": range(8)}))
+
+
+def test_the_self_check_looks_at_the_outputs_structure():
+    net = network(between(lambda net, t: t))
+    graph = trace(net, SHAPE)
+    net.given = lambda net, x: (net.fc(net.c(net.a(x)).mean((2, 3))), *net.a(x).unbind(1))
+    with pytest.raises(CompactionError, match="another structure"):
         compact(net, graph, Plan({"a.0": range(8)}))
 
 
@@ -204,6 +212,20 @@ def test_layers_of_train_mode_alone_are_cut_and_trained():
     expected = masked(net, graph, plan).train()(images)[1]
     torch.testing.assert_close(small(images)[1], expected)
     assert count(small, SHAPE).params == sum(p.numel() for p in small.parameters())
+
+
+def test_layers_of_a_train_mode_that_cannot_be_traced_are_checked():
+    def forward(net: Idiom, x: Tensor):
+        t = net.a(x)
+        logits = net.fc(net.b(t).mean((2, 3)))
+        is_chosen = net.training and random.random() < 2
+        return (logits, net.aux(t.mean((2, 3)))) if is_chosen else logits
+
+    net = network(forward)
+    graph = trace(net, SHAPE)
+    with pytest.raises(CompactionError, match="in train mode the compact network fails"):
+        compact(net, graph, Plan({"a.0": range(8)}))
+    assert compact(net, graph, Plan({"b.0": range(8)})).max_error <= 1e-9
 
 
 def test_a_frozen_layer_stays_frozen_when_a_block_goes():

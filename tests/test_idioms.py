@@ -140,7 +140,7 @@ def test_the_self_check_looks_at_every_output():
 def test_the_self_check_looks_at_the_outputs_structure():
     net = network(between(lambda net, t: t))
     graph = trace(net, SHAPE)
-    net.given = lambda net, x: (net.fc(net.b(net.a(x)).mean((2, 3))), *net.a(x).unbind(1))
+    net.given = lambda net, x: (net.fc(net.c(net.a(x)).mean((2, 3))), *net.a(x).unbind(1))
     with pytest.raises(CompactionError, match="another structure"):
         compact(net, graph, Plan({"a.0": range(8)}))
 

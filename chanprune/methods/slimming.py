@@ -78,8 +78,13 @@ class Slimming(Leveled):
     def before_training(
         self, model: nn.Module, graph: ChannelGraph, setting: Setting
     ) -> dict[str, float]:
-        """Find the scales and fix the weight of the penalty for this schedule."""
+        """Find the scales and fix the weight of the penalty for this schedule.
+
+        Raises:
+            ValueError: No channel that may go has a scale to be chosen by.
+        """
         self.scales = [norm.weight for norm in scaled_norms(model)]
+        scale_scores(model, graph, graph.prunable(setting.prune.coupled))
         given = (self._given_weight, self._given_travel)
         start = typical(self.scales)
         self.sparsity_weight = penalty_weight(*given, setting.lr_travel, start)

@@ -130,9 +130,9 @@ def _rehearse(config: Mapping[str, Any], prepared: Prepared) -> None:
     )
     method = make_method(config)
     setting = setting_of(options, len(batches), config["seed"], prune)
-    method.before_training(copy.deepcopy(prepared.network.model), graph, setting)
     _rehearse_step(prepared, batches.batch_size)
     try:
+        method.before_training(copy.deepcopy(prepared.network.model), graph, setting)
         if method.prunes and not method.converts:
             groups = graph.prunable(prune.coupled)
             select({group.name: torch.zeros(group.size) for group in groups}, graph, prune)

@@ -322,6 +322,7 @@ class _Experiment:
         if not self.in_order:
             return
         groups = [network.graph.groups[name] for name in self.prunable]
+        groups = [group for group in groups if group.norms]
         scores = scale_scores(network.model, network.graph, groups)
         network.model, order = order_by(network.model, network.graph, scores)
         for name, places in order.items():

@@ -33,7 +33,7 @@ def main() -> None:
     shape = (3, size, size)
     graph = trace(model, shape)
     groups = graph.prunable()
-    selection = select_global(filter_scores(model, graph, groups), 0.5, blocks=graph.blocks)
+    selection = select_global(filter_scores(model, graph, groups), 0.5)
     plan = Plan(selection.kept)
     image = torch.randn(1, *shape)
 

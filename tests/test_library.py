@@ -45,7 +45,7 @@ def test_half_of_the_channels_go_and_the_weights_stay(library, name):
     graph = trace(model, SHAPE)
     groups = [group for group in graph.prunable("keep") if group.producers]
     scores = filter_scores(model, graph, groups)
-    plan = Plan(select_global(scores, 0.5, blocks=graph.blocks).kept)
+    plan = Plan(select_global(scores, 0.5).kept)
     result = compact(model, graph, plan)
     assert 0 <= result.max_error <= 1e-9
     expected = gather(model.state_dict(), graph, plan)

@@ -28,7 +28,13 @@ from chanprune.channels.modes import evaluating, keeping_random_numbers
 from chanprune.channels.order import order_by
 from chanprune.channels.plan import Plan
 from chanprune.channels.scores import filter_scores, scale_scores, taylor_scores
-from chanprune.channels.selection import Selection, select_above, select_global, select_widths
+from chanprune.channels.selection import (
+    Scores,
+    Selection,
+    select_above,
+    select_global,
+    select_widths,
+)
 from chanprune.channels.slicing import State, gather, narrow, scatter
 from chanprune.channels.trace import trace
 from chanprune.channels.units import Unit, selective_units
@@ -50,6 +56,7 @@ __all__ = [
     "LayerCount",
     "Plan",
     "Rewiring",
+    "Scores",
     "Selection",
     "State",
     "Unit",

@@ -10,14 +10,12 @@ from torch import Tensor, nn
 
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
 from chanprune.channels.modes import evaluating
-from chanprune.channels.selection import first_of
+from chanprune.channels.selection import Scores, first_of
 
 FEW = 20
 
 
-def scale_scores(
-    model: nn.Module, graph: ChannelGraph, groups: Iterable[ChannelGroup]
-) -> dict[str, Tensor]:
+def scale_scores(model: nn.Module, graph: ChannelGraph, groups: Iterable[ChannelGroup]) -> Scores:
     """Score channels by their batch-norm scale (Network Slimming, section 3).
 
     Args:
@@ -42,7 +40,10 @@ def scale_scores(
         assert isinstance(norm.weight, Tensor)
         return norm.weight.detach().abs()
 
-    return {g.name: _summed(model, graph, g, g.norms, scales) for g in groups if g.norms}
+    return Scores(
+        {g.name: _summed(model, graph, g, g.norms, scales) for g in groups if g.norms},
+        graph.blocks,
+    )
 
 
 def taylor_scores(
@@ -50,7 +51,7 @@ def taylor_scores(
     graph: ChannelGraph,
     groups: Iterable[ChannelGroup],
     batches: Iterable[tuple[Tensor, Tensor]],
-) -> dict[str, Tensor]:
+) -> Scores:
     """Score channels by what the loss would change without them, to first order.
 
     A channel's share in the loss of a few images is its batch-norm scale times the gradient by it
@@ -83,10 +84,11 @@ def taylor_scores(
         raise ValueError("Taylor scores cannot be estimated from no images")
     squares = [torch.stack(own).square().mean(0) for own in zip(*shares, strict=True)]
     by_norm = {model.get_submodule(n): square for n, square in zip(names, squares, strict=True)}
-    return {
+    scores = {
         group.name: _summed(model, graph, group, group.norms, by_norm.__getitem__).sqrt()
         for group in groups
     }
+    return Scores(scores, graph.blocks)
 
 
 def _few_at_once(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,9 +97,7 @@ def _few_at_once(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Ten
         yield from zip(images.split(FEW), labels.split(FEW), strict=True)
 
 
-def filter_scores(
-    model: nn.Module, graph: ChannelGraph, groups: Iterable[ChannelGroup]
-) -> dict[str, Tensor]:
+def filter_scores(model: nn.Module, graph: ChannelGraph, groups: Iterable[ChannelGroup]) -> Scores:
     """Score channels by the sum of |weights| of their filters (Li et al., ICLR 2017, section 3.1).
 
     Args:
@@ -114,12 +114,13 @@ def filter_scores(
         assert isinstance(producer.weight, Tensor)
         return producer.weight.detach().abs().flatten(1).sum(1)
 
-    return {
+    scores = {
         group.name: _summed(model, graph, group, group.producers, norms)
         if group.producers
         else _column_norms(model, graph, group)
         for group in groups
     }
+    return Scores(scores, graph.blocks)
 
 
 def _column_norms(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> Tensor:

@@ -14,6 +14,19 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
+class Scores(dict[str, Tensor]):
+    """Group name -> (C,) scores, high means keep.
+
+    Attributes:
+        blocks: Group name -> number of blocks that must keep equally many channels, as grouped
+            convolutions demand. The selections below look here if they are not told otherwise.
+    """
+
+    def __init__(self, scores: Mapping[str, Tensor], blocks: Mapping[str, int]):
+        super().__init__(scores)
+        self.blocks = dict(blocks)
+
+
 @dataclass(frozen=True)
 class Selection:
     """What a policy decided.
@@ -102,7 +115,7 @@ def select_global(
         )
         for g, s in scores.items()
     ]
-    units = _units(scores, round_to, blocks or {})
+    units = _units(scores, round_to, _blocks(scores, blocks))
     taken, stopped = _take_lowest(units, floors, wanted, [len(s) for s in scores.values()])
     removed = int(units.size[taken].sum())
     names = list(scores)
@@ -149,13 +162,14 @@ def select_above(
     Raises:
         ValueError: Scores are not finite.
     """
+    blocks = _blocks(scores, blocks)
     kept: dict[str, list[int]] = {}
     at_floor = []
     for name, tensor in scores.items():
         score = _as_floats(tensor)
         if not np.isfinite(score).all():
             raise ValueError(f"the scores of the channel group {name!r} are not finite")
-        parts = score.reshape((blocks or {}).get(name, 1), -1)
+        parts = score.reshape(blocks.get(name, 1), -1)
         last = [np.flatnonzero(part > threshold).max(initial=-1) + 1 for part in parts]
         above = last if prefix else [int((part > threshold).sum()) for part in parts]
         count = max(above)
@@ -189,12 +203,13 @@ def select_widths(
     Raises:
         ValueError: A width is out of range, or names a group that has no scores.
     """
+    blocks = _blocks(scores, blocks)
     kept = {}
     for name, width in widths.items():
         if name not in scores or not 1 <= width <= len(scores[name]):
             sizes = ", ".join(f"{group} {len(score)}" for group, score in scores.items())
             raise ValueError(f"{name} cannot keep {width} channels; there are: {sizes}")
-        parts = _as_floats(scores[name]).reshape((blocks or {}).get(name, 1), -1)
+        parts = _as_floats(scores[name]).reshape(blocks.get(name, 1), -1)
         if width % len(parts):
             raise ValueError(f"{name} must keep a multiple of {len(parts)} channels, not {width}")
         best = np.argsort(-parts, axis=1, kind="stable")[:, : width // len(parts)]
@@ -203,6 +218,12 @@ def select_widths(
     total = sum(len(score) for score in scores.values())
     removed = sum(len(scores[name]) - len(channels) for name, channels in kept.items())
     return Selection(kept, removed, total, math.nan, [])
+
+
+def _blocks(scores: Mapping[str, Tensor], told: Mapping[str, int] | None) -> Mapping[str, int]:
+    if told is not None:
+        return told
+    return scores.blocks if isinstance(scores, Scores) else {}
 
 
 def _floor(size: int, min_channels: int, min_share: float, max_share: float) -> int:

@@ -341,4 +341,6 @@ def _config_folders(arguments: list[str]) -> list[Path]:
         option, _, value = argument.partition("=")
         if option in {"--config-dir", "-cd"}:
             folders.append(Path(value or following))
+            if not folders[-1].is_dir():
+                raise UserError(f"--config-dir={folders[-1]}: there is no such folder")
     return folders

@@ -51,6 +51,7 @@ MISTAKES = [
     ("train.milestones=[0.75,0.5]", "train.milestones=[0.75, 0.5]: must be ascending"),
     ("cache.dir=/dev/null/x", "cache.dir=/dev/null/x cannot be written: /dev/null is not a dir"),
     ("run.dir=/dev/null/x", "run.dir=/dev/null/x cannot be written: /dev/null is not a directory"),
+    ("--config-dir=nowhere", "--config-dir=nowhere: there is no such folder"),
     ("--config-name=other", "--config-name=other: not taken here; --config-dir=FOLDER adds"),
     ("--experimental-rerun=x.pickle", "--experimental-rerun=x.pickle: not taken here"),
     ("dataset.image_size=100000", "dataset.image_size=100000: must be an integer in [1, 8192]"),

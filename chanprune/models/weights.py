@@ -31,6 +31,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: The file is not there, not safe to read, or holds no state dict.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"model.weights={path}: it is no regular file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

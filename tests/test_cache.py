@@ -24,7 +24,7 @@ DEPENDS_ON = {
 SMALL = changed(dataset={"share": 0.1})
 ABOUTS = {
     "right": {"run": "out", "seconds": 12.0, "depends_on": DEPENDS_ON},
-    "of a compact network": {
+    "whose model is a list": {
         "run": "out",
         "seconds": 1.0,
         "depends_on": {**DEPENDS_ON, "model": [NETWORK, {"features.0": [1, 2]}]},

@@ -80,12 +80,12 @@ def test_one_step_without_data_moves_a_scale_by_penalty_and_decay():
 def test_a_travel_shorter_than_the_start_is_told_before_training(name, start):
     options = {"decreasing": False} if name == "prioritized" else {}
 
-    def advice(travel):
+    def advice(travel, lr_travel=500.0):
         model = SMALL["chain"]()
         for norm in scaled_norms(model):
             nn.init.constant_(norm.weight, start)
         method = METHODS[name](travel=travel, **options)
-        method.before_training(model, trace(model, SMALL_SHAPE), Setting(lr_travel=500.0))
+        method.before_training(model, trace(model, SMALL_SHAPE), Setting(lr_travel=lr_travel))
         return method.advice
 
     assert advice(1.01 * start) == advice(0.0) == ""
@@ -93,6 +93,8 @@ def test_a_travel_shorter_than_the_start_is_told_before_training(name, start):
     assert f"train 2.0 times as long (train.epochs), or give method.travel={start:g}" in advice(
         0.5 * start
     )
+    too_short = advice(0.5 * start, lr_travel=start)
+    assert "times as long" in too_short and "method.travel" not in too_short
 
 
 def test_the_default_travel_is_in_proportion_to_where_scales_start():

@@ -81,7 +81,8 @@ class Prioritized(Leveled):
                 norm.bias.zero_()
         self.sparsity_weight = penalty_weight(*self._given, setting.lr_travel)
         travel = self.sparsity_weight * setting.lr_travel
-        self.advice = advice_on_travel(travel, typical(self.scales)) if self.sparsity_weight else ""
+        start = typical(self.scales)
+        self.advice = advice_on_travel(self.sparsity_weight, setting.lr_travel, start)
         given = self._given_monotonicity
         self.monotonicity_weight = self.sparsity_weight if given is None else given
         return {

@@ -49,20 +49,23 @@ def penalty_weight(
     return min(PAPER_TRAVEL * (start / PAPER_START) / lr_travel, LARGEST_DEFAULT_WEIGHT)
 
 
-def advice_on_travel(travel: float, start: float) -> str:
+def advice_on_travel(weight: float, lr_travel: float, start: float) -> str:
     """Say so if an unused scale cannot get near zero, or return nothing.
 
     Args:
-        travel: How far the penalty moves a scale over the schedule.
+        weight: Of the penalty.
+        lr_travel: See `Setting`.
         start: Where scales start.
     """
-    if travel >= start:
+    travel = weight * lr_travel
+    if travel == 0 or travel >= start:
         return ""
+    longer = f"train {start / travel:.1f} times as long (train.epochs)"
+    if start / lr_travel <= LARGEST_DEFAULT_WEIGHT:
+        longer += f", or give method.travel={start:.2g} or more"
     return (
-        f"scales start at {start:.3g}, and the penalty moves them by {travel:.3g} in all; "
-        "none gets near zero, so that used and unused channels look alike; train "
-        f"{start / travel:.1f} times as long (train.epochs), or give method.travel={start:.2g} or "
-        "more"
+        f"scales start at {start:.3g}, and the penalty moves them by {travel:.3g} in all; none "
+        f"gets near zero, so that used and unused channels look alike; {longer}"
     )
 
 

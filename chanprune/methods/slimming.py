@@ -89,7 +89,7 @@ class Slimming(Leveled):
         start = typical(self.scales)
         self.sparsity_weight = penalty_weight(*given, setting.lr_travel, start)
         travel = self.sparsity_weight * setting.lr_travel
-        self.advice = advice_on_travel(travel, start) if self.sparsity_weight else ""
+        self.advice = advice_on_travel(self.sparsity_weight, setting.lr_travel, start)
         return {"sparsity_weight": self.sparsity_weight, "travel": travel}
 
     @torch.no_grad()

@@ -360,7 +360,11 @@ def with_splits(**names: str):
 @pytest.mark.parametrize("as_zip", [True, False])
 @pytest.mark.parametrize(
     "change",
-    [around, with_splits(train="Train", test="TEST"), with_splits(train="training")],
+    [
+        around,
+        with_splits(train="Train", test="TEST"),
+        lambda members: around(with_splits(train="training", test="testing")(members)),
+    ],
 )
 def test_a_folder_on_top_and_other_names_of_splits_change_nothing(tmp_path, as_zip, change):
     plain = make_archive(tmp_path, as_zip=True)

@@ -82,7 +82,9 @@ def _folders_on_top(members: list[str]) -> int:
     inside = [member.split("/") for member in members if "/" in member.rstrip("/")]
     tops = {parts[0] for parts in inside}
     second = {parts[1].lower() for parts in inside}
-    return int(len(tops) == 1 and not SPLITS.keys() & {tops.pop().lower()} and "train" in second)
+    return int(
+        len(tops) == 1 and not SPLITS.keys() & {tops.pop().lower()} and bool(SPLITS.keys() & second)
+    )
 
 
 def _reason_to_leave(parts: list[str], split: str | None) -> str | None:

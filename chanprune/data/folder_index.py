@@ -79,12 +79,10 @@ def _is_hidden(member: str) -> bool:
 
 def _folders_on_top(members: list[str]) -> int:
     """Return how many folders there are around the splits: none or one."""
-    inside = [member.split("/") for member in members if "/" in member.rstrip("/")]
-    tops = {parts[0] for parts in inside}
-    second = {parts[1].lower() for parts in inside}
-    return int(
-        len(tops) == 1 and not SPLITS.keys() & {tops.pop().lower()} and bool(SPLITS.keys() & second)
-    )
+    inside = [member.lower().split("/") for member in members if "/" in member.rstrip("/")]
+    first, second = ({parts[place] for parts in inside} for place in (0, 1))
+    is_around = len(first) == 1 and not SPLITS.keys() & first and bool(SPLITS.keys() & second)
+    return int(is_around)
 
 
 def _reason_to_leave(parts: list[str], split: str | None) -> str | None:

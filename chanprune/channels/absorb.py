@@ -73,7 +73,7 @@ def absorb_constants(
             )
             spread = max((constants.spread.get(n, 0.0) for n in lost.tolist()), default=0.0)
             is_constant = spread == 0 and constants.unknown.isdisjoint(lost.tolist())
-            exact = border <= 1e-6 and is_constant and not group.gates
+            exact = border <= 1e-6 and is_constant
             absorbed[group.name] = Absorption(exact, border, spread)
     return absorbed
 

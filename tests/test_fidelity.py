@@ -19,7 +19,7 @@ from chanprune.channels import (
     trace,
 )
 from chanprune.models import build
-from tests.networks import SMALL, SMALL_SHAPE, randomise
+from tests.networks import SMALL, SMALL_SHAPE, conv_norm, randomise
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 CHAINS = ("chain", "biased", "residual", "grouped", "gated", "dense", "preactivation")
@@ -111,10 +111,15 @@ def test_levels_are_nested_and_their_cost_rises():
     assert prefix_plan(graph, 0.29 * 100 / 100).kept == prefix_plan(graph, 0.29).kept
 
 
-@pytest.mark.parametrize("name", ["chain", "grouped", "dense"])
-def test_a_level_never_has_more_than_its_share(name):
+def wide() -> nn.Module:
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(200, 5)
+    return nn.Sequential(conv_norm(3, 100), conv_norm(100, 200, 1), *head)
+
+
+@pytest.mark.parametrize("make", [SMALL["chain"], SMALL["grouped"], SMALL["dense"], wide])
+def test_a_level_never_has_more_than_its_share(make):
     """Rounded down, whatever the float of a percentage is; but one channel stays."""
-    graph = trace(network(name), SMALL_SHAPE)
+    graph = trace(make(), SMALL_SHAPE)
     for percent in range(1, 101):
         for group, kept in prefix_plan(graph, percent / 100).kept.items():
             blocks = graph.groups[group].blocks

@@ -1,5 +1,7 @@
 """The constants that dropped channels leave: where absorbing them is exact, and what is left."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +58,105 @@ def test_padded_convolutions_leave_the_border_and_say_so():
     assert not absorbed["0.0"].exact
     assert absorbed["0.0"].border_error > 1e-3
     assert absorbed["0.0"].spread == 0
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (5, 2), (3, 2)])
+def test_what_is_absorbed_is_right_on_the_mean_over_the_positions(kernel, padding, bias):
+    """No other constant errs less in squares; without a bias the batch norm behind takes it."""
+    model = network(kernel, padding, bias=bias)[:4]
+    constant_channels(model, ["0.1"], [1, 5])
+    result = compact(
+        model, trace(model, SMALL_SHAPE), Plan({"0.0": [0, 2, 3, 4, 6, 7]}), absorb="bias"
+    )
+    images = torch.randn(2, *SMALL_SHAPE, dtype=torch.float64)
+    error = result.model.eval()(images) - model.eval()(images)
+    assert error.abs().max() > 1e-3
+    assert error.mean((2, 3)).abs().max() < 1e-12
+    before_norm = (
+        error / (model[3].weight / (model[3].running_var + model[3].eps).sqrt())[:, None, None]
+    )
+    assert result.absorbed["0.0"].border_error == pytest.approx(before_norm.abs().max().item())
+
+
+def pointwise(model: nn.Module) -> nn.Module:
+    """Make every convolution one of 1x1, which has no border."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d):
+                options = {"groups": child.groups, "bias": child.bias is not None}
+                sizes = child.in_channels, child.out_channels, 1, child.stride
+                setattr(module, name, nn.Conv2d(*sizes, **options))
+    return model
+
+
+@pytest.mark.parametrize("constant", ["none", "all", "first", "last"])
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "biased"])
+def test_what_is_called_exact_is(name, constant):
+    """Group by group; and channels that are constants wherever they are emitted are exact."""
+    torch.manual_seed(0)
+    model = randomise(pointwise(SMALL[name]()), 0).double()
+    whole = copy.deepcopy(model.state_dict())
+    graph = trace(model, SMALL_SHAPE)
+    chosen = {"none": slice(0), "all": slice(None), "first": slice(1), "last": slice(-1, None)}
+    for group in graph.prunable("together"):
+        model.load_state_dict(whole)
+        width = group.size // group.blocks
+        stays = [c for c in range(group.size) if c % width % 2 == 0]
+        for norm in group.norms[chosen[constant]]:
+            repeats = model.get_submodule(norm).num_features // group.size
+            channels = [c for c in range(group.size * repeats) if c // repeats not in stays]
+            constant_channels(model, [norm], channels)
+        error, absorbed = error_of(model, graph, Plan({group.name: stays}), "bias")
+        is_exact = absorbed[group.name].exact
+        assert error < 1e-9 or not is_exact, group.name
+        are_constants = constant == "all" and len(group.norms) >= len(group.producers)
+        assert is_exact or not are_constants or group.gates, group.name
+
+
+def test_a_gate_makes_of_a_constant_what_the_image_decides():
+    torch.manual_seed(0)
+    model = randomise(pointwise(SMALL["gated"]()), 0).double()
+    constant_channels(model, ["first.1"], [1, 5])
+    graph = trace(model, SMALL_SHAPE)
+    error, absorbed = error_of(model, graph, Plan({"first.0": [0, 2, 3, 4, 6, 7]}), "bias")
+    assert error > 1e-6
+    assert not absorbed["first.0"].exact
+
+
+def test_a_gate_that_is_a_constant_makes_another_constant():
+    torch.manual_seed(0)
+    model = SMALL["gated"]()
+    model.gate = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Sigmoid())
+    model = randomise(pointwise(model), 0).double()
+    constant_channels(model, ["first.1", "gate.1"], [1, 5])
+    with torch.no_grad():
+        model.gate[0].weight[:, [1, 5]] = 0
+    graph = trace(model, SMALL_SHAPE)
+    error, absorbed = error_of(model, graph, Plan({"first.0": [0, 2, 3, 4, 6, 7]}), "bias")
+    assert error < 1e-9
+    assert absorbed["first.0"].exact
+
+
+def test_channels_without_a_batch_norm_are_not_called_exact():
+    model = SMALL["biased"]().double()
+    graph = trace(model, SMALL_SHAPE)
+    error, absorbed = error_of(model, graph, Plan({"first": [0, 1, 2]}), "bias")
+    assert error > 1e-3
+    assert not absorbed["first"].exact
+
+
+def test_what_a_block_without_channels_emits_is_known_whatever_its_scales():
+    """Its branch is a constant, and goes with the channels of the sum that it is added to."""
+    torch.manual_seed(0)
+    model = randomise(pointwise(SMALL["residual"]()), 0).double()
+    constant_channels(model, ["inner.1"], list(range(6)))
+    constant_channels(model, ["stem.1"], [2, 6])
+    graph = trace(model, SMALL_SHAPE)
+    plan = Plan({"inner.0": (), "stem.0": [0, 1, 3, 4, 5, 7]})
+    error, absorbed = error_of(model, graph, plan, "bias")
+    assert error < 1e-9
+    assert all(report.exact for report in absorbed.values())
 
 
 def test_linear_layers_absorb_exactly_behind_pooling_and_flatten():

@@ -1,6 +1,7 @@
 """Copies: shifts, what a slot reads, and rewiring a network in training."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,6 +176,66 @@ def test_a_batch_norm_with_copies_normalises_what_its_slots_read(training, form)
         torch.testing.assert_close(one, other, atol=1e-11, rtol=0)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layer", ["norm", "conv"])
+@pytest.mark.parametrize(
+    ("own", "width"),
+    [([0, 1, 2, 3, 4], 5), ([0, 1, 2, 3, 4], 8), ([2, 7, 0, 3, 5], 8), ([7, 6, 5, 4, 3], 8)],
+)
+def test_slots_read_what_they_are_told_to_of_a_stream(layer, training, own, width, form):
+    """A layer reads some channels of a stream: its own ones, and shifted copies of any."""
+    torch.manual_seed(0)
+    plain = nn.BatchNorm2d(5) if layer == "norm" else nn.Conv2d(5, 4, 1)
+    plain = randomise(nn.Sequential(plain), 0)[0].double()
+    copying = allow_copies(copy.deepcopy(plain)).train(training)
+    copying.gather_channels(torch.tensor(own))
+    copying.copy(Copies([1, 3], [1, 3], [width - 2, 0], random(2, 2, seed=1)))
+    assert copying.index.tolist() == [own[0], width - 2, own[2], 0, own[4]]
+    plain.train(training)
+    images = random(3, width, 5, 4, form=form).requires_grad_()
+    mine, theirs = copying(images), plain(read_by_hand(copying, images))
+    torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+    towards = random(*mine.shape, seed=2)
+    gradients = torch.autograd.grad((mine * towards).sum(), (images, copying.shift))
+    expected = torch.autograd.grad((theirs * towards).sum(), (images, copying.shift))
+    for one, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-11, rtol=0)
+    copying.drop_idle_shifts(width)
+    torch.testing.assert_close(copying.eval()(images), plain.eval()(read_kept(copying, images)))
+
+
+def read_kept(copying, images):
+    """What the slots read where the shifts of copies alone are left."""
+    shift = torch.zeros(len(copying.index), 2, dtype=copying.shift.dtype)
+    shift[copying.copies] = copying.shift.detach()
+    return read_by_hand(SimpleNamespace(**vars(copying), **copying._buffers, shift=shift), images)
+
+
+@pytest.mark.parametrize("own", [[0, 1, 2, 3], [2, 7, 0, 3], [7, 6, 5, 4]])
+def test_a_norm_without_copies_goes_on_reading_its_own_channels(own):
+    norm = allow_copies(randomise(nn.Sequential(nn.BatchNorm2d(4)), 0)[0].double().eval())
+    norm.gather_channels(torch.tensor(own))
+    images = random(2, 8, 5, 4)
+    before = norm(images)
+    norm.drop_idle_shifts(8)
+    assert not isinstance(norm, Copying)
+    assert torch.equal(norm(images), before)
+
+
+def test_a_norm_that_got_no_copies_reads_its_part_of_a_stream():
+    """Its slots may go; those that are left are the first channels of a stream that is wider."""
+    model, graph = network()
+    unit, norm = first_unit(model, graph)
+    skeleton = NETWORKS["preactivation"]()
+    rewire(skeleton, wiring(model))
+    rewired = trace(skeleton, SMALL_SHAPE)
+    result = compact(model, rewired, Plan({unit.group: range(6)}))
+    left = result.model.get_submodule(unit.norm)
+    assert result.max_error < 1e-9 and not isinstance(left, Copying)
+    assert left.index.tolist() == list(range(6))
+
+
 def test_sources_are_the_best_and_no_channel_is_copied_too_often():
     damage = torch.rand(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     index, is_copy = torch.arange(40), torch.zeros(40, dtype=torch.bool)
@@ -302,6 +363,32 @@ def test_new_columns_begin_without_momentum_and_norms_with_that_of_their_source(
         torch.testing.assert_close(conv.weight[:, 1], -0.1 * 1.9 * gradient, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("adam", [False, True])
+def test_a_slot_that_is_used_again_begins_to_move_anew(adam):
+    """Its shift has no momentum; those of the other copies keep theirs, and so does the rest."""
+    model, graph = network()
+    unit, norm = first_unit(model, graph)
+    make = torch.optim.Adam if adam else torch.optim.SGD
+    options = {} if adam else {"momentum": 0.9, "nesterov": True}
+    bank = Bank(model, graph, make(model.parameters(), lr=0.01, **options))
+    begin = Copies([1, 3, 4], [0, 2, 2], [0, 2, 2], random(3, 2, seed=1))
+    bank.rewire(Rewiring(unit.conv, unit.norm, [1, 3, 4], begin))
+    for seed in range(3):
+        bank.optimiser.zero_grad()
+        model(random(4, *SMALL_SHAPE, seed=seed)).square().mean().backward()
+        bank.optimiser.step()
+    state = bank.optimiser.state[norm.shift]
+    before = {key: value.clone() for key, value in state.items() if value.dim()}
+    assert all(value[[1, 3, 4]].abs().min() > 0 for value in before.values())
+    again = Copies([1, 4], [5, 6], [5, 6], random(2, 2, seed=2))
+    bank.rewire(Rewiring(unit.conv, unit.norm, [1, 4], again))
+    for key, value in before.items():
+        value[[1, 4]] = 0
+        assert torch.equal(state[key], value), key
+    assert norm.index[[1, 3, 4]].tolist() == [5, 2, 6]
+    assert torch.equal(norm.shift[[1, 4]], again.shifts)
+
+
 def test_a_copy_without_a_shift_and_with_its_source_s_scale_is_no_gain():
     model, graph = network()
     unit, norm = first_unit(model, graph)
@@ -359,7 +446,7 @@ def test_a_stream_keeps_what_something_reads():
 
 def test_without_copies_a_norm_becomes_what_it_was():
     norm = allow_copies(nn.BatchNorm2d(4))
-    norm.drop_idle_shifts()
+    norm.drop_idle_shifts(4)
     assert type(norm) is nn.BatchNorm2d
     assert norm.state_dict().keys() == nn.BatchNorm2d(4).state_dict().keys()
 

@@ -35,13 +35,14 @@ def activated(norm, size, images, seed):
     return torch.relu(noise * norm.weight.view(columns) + norm.bias.view(columns)).detach()
 
 
-def measured(conv, images):
-    """Mean change of each output, over images and positions, without each input: (I, O)."""
+def measured(conv, images, power=1):
+    """Power mean of each output's change, over images and positions, without an input: (I, O)."""
     single = [
-        F.conv2d(images[:, i : i + 1], conv.weight[:, i : i + 1], None, conv.stride, conv.padding)
+        conv._conv_forward(images[:, i : i + 1], conv.weight[:, i : i + 1], None)
         for i in range(conv.in_channels)
     ]
-    return torch.stack([each.mean((0, 2, 3)) for each in single]).detach()
+    means = torch.stack([each.pow(power).mean((0, 2, 3)) for each in single]).detach()
+    return means if power == 1 else means.sqrt()
 
 
 def test_mean_activity_is_that_of_a_rectified_normal():
@@ -69,18 +70,55 @@ def test_mean_activity_at_its_limits():
     assert mean_activity(zero - 6, zero + 1).item() == pytest.approx(1.564e-10, rel=1e-3)
 
 
-@pytest.mark.parametrize("kernel, padding", [(1, 0), (3, 0), (3, 1), (5, 2)])
-def test_damage_is_what_is_measured_on_normal_pixels(kernel, padding):
+@pytest.mark.parametrize(
+    "kernel, padding, options",
+    [
+        (1, 0, {}),
+        (3, 0, {}),
+        (3, 1, {}),
+        (5, 2, {}),
+        ((3, 2), (0, 1), {}),
+        (3, 1, {"stride": 2}),
+        (3, 2, {"dilation": 2}),
+        (3, (1, 2), {"dilation": (1, 2), "stride": (2, 1)}),
+        (3, "same", {"dilation": 2}),
+        (4, "same", {"dilation": 2}),
+        (3, "valid", {}),
+    ],
+)
+def test_damage_is_what_is_measured_on_normal_pixels(kernel, padding, options):
     size = (8, 6)
-    norm, conv = unit(5, 4, kernel, padding=padding)
+    norm, conv = unit(5, 4, kernel, padding=padding, **options)
     truth = measured(conv, activated(norm, size, 4000, 1))
     closed = expected_damage(conv, norm, size, DamageOptions(padding="counted"))
     torch.testing.assert_close(closed, truth, atol=3e-2, rtol=0)
     ignored = expected_damage(conv, norm, size)
-    if padding:
+    if padding not in (0, "valid"):
         assert (ignored - truth).abs().max() > 0.05, "padding matters"
     else:
         torch.testing.assert_close(ignored, closed)
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_padding_by_pixels_is_not_padding_by_zeros(mode):
+    norm, conv = unit(5, 4, 3, padding=1, padding_mode=mode)
+    truth = measured(conv, activated(norm, (8, 6), 4000, 1))
+    for padding in ("counted", "ignored"):
+        closed = expected_damage(conv, norm, (8, 6), DamageOptions(padding=padding))
+        torch.testing.assert_close(closed, truth, atol=3e-2, rtol=0)
+
+
+@pytest.mark.parametrize("moment", ["mean", "square"])
+def test_the_damage_of_a_copy_behind_the_activation_is_that_of_its_source(moment):
+    """A column that reads a copy is worth what the source's batch norm emits, not its own."""
+    norm, _ = unit(5, 4)
+    _, conv = unit(7, 4)
+    index = torch.tensor([3, 0, 0, 4, 2, 2, 3])
+    options = DamageOptions(moment=moment)
+    images = activated(norm, (8, 6), 4000, 1)[:, index]
+    closed = expected_damage(conv, norm, (8, 6), options, index)
+    truth = measured(conv, images, 1 if moment == "mean" else 2)
+    torch.testing.assert_close(closed, truth, atol=3e-2, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

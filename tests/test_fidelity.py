@@ -19,7 +19,7 @@ from chanprune.channels import (
     trace,
 )
 from chanprune.models import build
-from tests.networks import SMALL, SMALL_SHAPE, randomise
+from tests.networks import SMALL, SMALL_SHAPE, conv_norm, randomise
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 CHAINS = ("chain", "biased", "residual", "grouped", "gated", "dense", "preactivation")
@@ -111,6 +111,22 @@ def test_levels_are_nested_and_their_cost_rises():
     assert prefix_plan(graph, 0.29 * 100 / 100).kept == prefix_plan(graph, 0.29).kept
 
 
+def wide() -> nn.Module:
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(200, 5)
+    return nn.Sequential(conv_norm(3, 100), conv_norm(100, 200, 1), *head)
+
+
+@pytest.mark.parametrize("make", [SMALL["chain"], SMALL["grouped"], SMALL["dense"], wide])
+def test_a_level_never_has_more_than_its_share(make):
+    """Rounded down, whatever the float of a percentage is; but one channel stays."""
+    graph = trace(make(), SMALL_SHAPE)
+    for percent in range(1, 101):
+        for group, kept in prefix_plan(graph, percent / 100).kept.items():
+            blocks = graph.groups[group].blocks
+            width = graph.groups[group].size // blocks
+            assert len(kept) == blocks * max(1, percent * width // 100)
+
+
 def test_the_cost_of_a_level_is_the_square_of_its_share():
     model = build("vgg16", num_classes=10, in_channels=3, image_size=32, width=0.25)
     graph = trace(model, (3, 32, 32))
@@ -150,16 +166,16 @@ def test_a_level_without_statistics_takes_those_of_the_next_higher_one():
     fidelity = Fidelity(model, graph)
     for level in (0.25, 0.5):
         fidelity.estimate(level, batches(), "cpu")
-    own = {level: fidelity.statistics[level]["first.1.running_mean"] for level in (0.25, 0.5)}
-    for level, source in ((0.2, 0.25), (0.25, 0.25), (0.4, 0.5), (0.5, 0.5)):
+    own = {level: fidelity.statistics[level]["second.1.running_mean"] for level in (0.25, 0.5)}
+    own[1.0] = network("chain").second[1].running_mean
+    levels = {0.2: 0.25, 0.25: 0.25, 0.4: 0.5, 0.5: 0.5, 0.75: 1.0, 1.0: 1.0}
+    for level, source in levels.items():
         fidelity.set(level)
-        norm = model.first[1]
-        assert torch.equal(norm.running_mean, own[source][: norm.num_features])
-    whole = network("chain").first[1].running_mean
-    for level in (0.75, 1.0):
-        fidelity.set(level)
-        norm = model.first[1]
-        assert torch.equal(norm.running_mean, whole[: norm.num_features])
+        mean = model.second[1].running_mean
+        for known, means in own.items():
+            assert torch.equal(mean, means[: len(mean)]) == (known == source), level
+        extracted = fidelity.extract(level).second[1].running_mean
+        assert torch.equal(extracted, own[source][: len(mean)])
 
 
 @pytest.mark.parametrize("name", list(SMALL))

@@ -214,10 +214,11 @@ def test_passes_compose(tmp_path, criterion):
     assert count(model, model.input_shape).params == summary["params"]
 
 
-def test_options_of_the_loop_run(tmp_path):
+def test_a_run_in_bfloat16_learns_and_without_absorbing_goes_on_from_the_plain_cut(tmp_path):
     stage = {**STAGE, "epochs": 1, "precision": "bf16", "label_smoothing": 0.1, "warmup": 0.2}
     summary = execute(changed(train=stage, prune={"absorb": "none"}), tmp_path / "options")
-    assert summary["stages"][0]["test_accuracy"] > 0.05
+    trained, *_, tuned = (row["test_accuracy"] for row in summary["stages"])
+    assert min(trained, tuned) > 0.2, "of ten classes"
     stages = [row["stage"] for row in summary["stages"]]
     assert stages[1:3] == ["pruned, constants absorbed", "pruned"]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from chanprune.channels import (
     filter_scores,
     scale_scores,
+    select_above,
     select_global,
     select_widths,
     taylor_scores,
@@ -55,6 +56,20 @@ def test_exactly_the_floor_of_the_ratio_goes_or_it_is_refused(sizes, percent, se
         if dropped and kept:
             worst_kept = min((score[c].item(), c) for c in kept)
             assert max((score[c].item(), c) for c in dropped) < worst_kept
+
+
+@pytest.mark.parametrize("size", [100, 200, 1000])
+def test_percentages_are_met_whatever_their_floats_are(size):
+    """0.29 times 100 is a little less than 29, and 0.07 times 100 a little more than 7."""
+    scores = {"low": torch.zeros(size), "high": torch.ones(3 * size)}
+    for percent in range(1, 100):
+        share = percent / 100
+        one = select_global({"low": scores["low"]}, share, min_share=0.0)
+        assert one.removed == percent * size // 100
+        floored = select_global(scores, 0.25, min_share=share) if percent < 75 else None
+        assert floored is None or len(floored.kept["low"]) == percent * size // 100
+        capped = select_global(scores, share / 2, min_share=0.0, max_share=share)
+        assert removed_by_group(scores, capped)["low"] == percent * size // 100
 
 
 @pytest.mark.parametrize("tenths", range(10))
@@ -128,6 +143,70 @@ def test_blocks_keep_equally_many_channels():
 def test_impossible_requests_are_refused(ratio, options, message):
     with pytest.raises(ValueError, match=message):
         select_global({"a": torch.rand(20)}, ratio, **options)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6)), min_size=1, max_size=4),
+    seed=st.integers(0, 999),
+)
+def test_units_go_in_the_order_of_their_mean_score(counts, seed):
+    """A unit of many channels goes neither sooner nor later than a single channel like them."""
+    sizes, blocks = [b * w for b, w in counts], {f"group{i}": b for i, (b, _) in enumerate(counts)}
+    scores = make_scores(sizes, seed)
+    units = []
+    for name, score in scores.items():
+        parts = score.view(blocks[name], -1)
+        ranked = parts.argsort(1) + torch.arange(len(parts))[:, None] * parts.shape[1]
+        units += [(score[unit].mean().item(), name, set(unit.tolist())) for unit in ranked.T]
+    units.sort(key=lambda unit: unit[0])
+    total, goes, gone = sum(sizes), 0, {name: set() for name in scores}
+    for _, name, unit in units[:-1]:
+        goes, gone[name] = goes + len(unit), gone[name] | unit
+        if not all(len(gone[n]) < len(score) for n, score in scores.items()):
+            break
+        chosen = select_global(scores, goes / total, min_share=0.0, blocks=blocks)
+        for group, score in scores.items():
+            assert set(chosen.kept[group]) == set(range(len(score))) - gone[group]
+
+
+@pytest.mark.parametrize("blocks", [2, 4, 7])
+def test_a_unit_that_does_not_fit_is_made_up_from_the_others(blocks):
+    scores = {"low": torch.zeros(10 * blocks), "high": torch.ones(50)}
+    total = 10 * blocks + 50
+    for wanted in range(5 * blocks):
+        chosen = select_global(scores, wanted / total, blocks={"low": blocks})
+        low = wanted // blocks * blocks
+        assert removed_by_group(scores, chosen) == {"low": low, "high": wanted - low}
+        assert chosen.at_floor == []
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    blocks=st.integers(1, 5),
+    width=st.integers(1, 6),
+    floor=st.integers(1, 8),
+    seed=st.integers(0, 999),
+    prefix=st.booleans(),
+)
+def test_above_a_threshold_all_blocks_keep_as_many_as_the_one_that_keeps_most(
+    blocks, width, floor, seed, prefix
+):
+    scores = make_scores([blocks * width], seed)
+    options = {"prefix": prefix, "min_channels": floor, "blocks": {"group0": blocks}}
+    kept = select_above(scores, 0.6, **options).kept["group0"]
+    own = [sorted(c % width for c in kept if c // width == block) for block in range(blocks)]
+    parts = scores["group0"].view(blocks, width)
+    needed = [
+        max((c + 1 for c in range(width) if part[c] > 0.6), default=0)
+        if prefix
+        else int((part > 0.6).sum())
+        for part in parts
+    ]
+    count = max(*needed, min(width, math.ceil(floor / blocks)))
+    for part, channels in zip(parts, own, strict=True):
+        best = range(count) if prefix else part.argsort(descending=True)[:count].tolist()
+        assert channels == sorted(best)
 
 
 def test_scores_must_be_finite():
@@ -226,6 +305,7 @@ def few_images(number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", ["chain", "residual", "dense"])
 def test_taylor_scores_are_what_the_loss_loses_with_the_scale(name):
     """The score of every channel is the derivative by a factor on its scale, by differences."""
+    torch.manual_seed(0)
     model = randomise(SMALL[name](), 0).double().train()
     graph = trace(model, SMALL_SHAPE)
     images, labels = few_images(6)

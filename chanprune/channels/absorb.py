@@ -35,7 +35,8 @@ class Absorption:
             got from the constant channels, over their output positions; the whole contribution
             where it has to be dropped (no bias, and not on the way to a batch norm).
         spread: Largest standard deviation of a dropped channel's activation, for batch-norm inputs
-            that are normally distributed; 0 where the scales are zero.
+            that are normally distributed; 0 where the scales are zero, and of channels behind no
+            batch norm, of which nothing is absorbed.
     """
 
     exact: bool
@@ -71,7 +72,8 @@ def absorb_constants(
                 default=0.0,
             )
             spread = max((constants.spread.get(n, 0.0) for n in lost.tolist()), default=0.0)
-            exact = border <= 1e-6 and spread == 0 and not group.gates
+            is_constant = spread == 0 and constants.unknown.isdisjoint(lost.tolist())
+            exact = border <= 1e-6 and is_constant
             absorbed[group.name] = Absorption(exact, border, spread)
     return absorbed
 
@@ -102,7 +104,9 @@ class _Constants(fx.Interpreter):
 
     Attributes:
         errors: Consumer -> largest difference to the contribution of the constants that it reads.
-        spread: Channel number -> standard deviation of its activation.
+        spread: Channel number -> standard deviation of its activation; the largest where several
+            layers emit the channel.
+        unknown: Numbers of the dropped channels that others than batch norms read as they are.
         of_images: The calls whose results the images decide.
         factors: Those of them that lack nothing, and are what they are for an image of zeros.
     """
@@ -115,6 +119,7 @@ class _Constants(fx.Interpreter):
         self.keep = keep
         self.errors: dict[str, float] = {}
         self.spread: dict[int, float] = {}
+        self.unknown: set[int] = set()
         self.of_images: set[fx.Node] = set()
         self.factors: set[fx.Node] = set()
 
@@ -134,7 +139,7 @@ class _Constants(fx.Interpreter):
         self.node = n
         result = super().run_node(n)
         sources = [source for source in n.all_input_nodes if source in self.of_images]
-        is_layer = str(n.target) in self.layers
+        is_layer = self._layer_of(n) is not None
         if sources or is_layer or n.op == "placeholder":
             self.of_images.add(n)
         lacking = [self.env[source] for source in sources if source not in self.factors]
@@ -176,6 +181,8 @@ class _Constants(fx.Interpreter):
         result = torch.zeros_like(seen)
         if not self._kept(layer.inputs).any():
             result[:, ~kept] = whole[:, ~kept]
+        elif not self._reaches_norms_alone():
+            self.unknown.update(layer.outputs[~self._kept(layer.outputs).numpy()].tolist())
         if not seen.any() or not kept.any():
             return result
         constant = _positions(seen[0, kept]).mean(1, keepdim=True)
@@ -227,15 +234,14 @@ class _Constants(fx.Interpreter):
             mean = torch.where(_per_channel(starved, lacking), known, mean)
             spread = spread.masked_fill(starved, 0)
         for number, value in zip(layer.outputs.tolist(), spread.tolist(), strict=True):
-            if not self.keep[number]:
-                self.spread[number] = value
+            self.spread[number] = max(value, self.spread.get(number, 0.0))
         return mean
 
     def _is_starved(self, layer: Layer) -> Tensor:
         """Tell of each output (C_out,) whether the input is nothing but a known constant."""
         if layer.index is not None:
             return ~self._kept(layer.inputs[layer.index])
-        producer = self.layers.get(str(self.node.all_input_nodes[0].target))
+        producer = self._layer_of(self.node.all_input_nodes[0])
         dead = (
             producer is not None
             and not producer.passes_on
@@ -256,23 +262,34 @@ class _Constants(fx.Interpreter):
 
     def _reaches_layers_linearly(self) -> bool:
         """Tell whether sums, concatenations and poolings alone lie before the next layers."""
-        seen, frontier = set(), [self.node]
+        return all(self._is_linear(node) for node in self._way()[0])
+
+    def _reaches_norms_alone(self) -> bool:
+        """Tell whether all that reads it, whatever lies before, are batch norms."""
+        between, layers = self._way()
+        return all(layer.kind == "norm" for layer in layers) and all(n.users for n in between)
+
+    def _way(self) -> tuple[list[fx.Node], list[Layer]]:
+        """Return the calls that lie before the next layers, or the output, and these layers."""
+        between: dict[fx.Node, None] = {}
+        layers, frontier = [], [self.node]
         while frontier:
             for user in frontier.pop().users:
-                if user in seen:
-                    continue
-                seen.add(user)
-                if user.op == "call_module" and str(user.target) in self.layers:
-                    continue
-                is_linear = (
-                    isinstance(self.fetch_attr(str(user.target)), ops.LINEAR_MODULES)
-                    if user.op == "call_module"
-                    else user.target in ops.LINEAR_CALLS
-                )
-                if not is_linear:
-                    return False
-                frontier.append(user)
-        return True
+                layer = self._layer_of(user)
+                if layer is not None:
+                    layers.append(layer)
+                elif user not in between:
+                    between[user] = None
+                    frontier.append(user)
+        return list(between), layers
+
+    def _layer_of(self, node: fx.Node) -> Layer | None:
+        return self.layers.get(str(node.target)) if node.op == "call_module" else None
+
+    def _is_linear(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(self.fetch_attr(str(node.target)), ops.LINEAR_MODULES)
+        return node.target in ops.LINEAR_CALLS
 
     def _feeds_relu(self) -> bool:
         return all(self._is_relu(user) for user in self.node.users)

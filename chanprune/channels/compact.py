@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.absorb import Absorption, absorb_constants
-from chanprune.channels.copies import copying_layers
+from chanprune.channels.copies import Copying
 from chanprune.channels.double import InDouble
 from chanprune.channels.emptied import constant_of
 from chanprune.channels.gathered import read
@@ -108,9 +108,10 @@ def _shrunk(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Pl
             kept = torch.from_numpy(keep[graph.layers[name].outputs].nonzero()[0])
             small.set_submodule(name, constant_of(model, layer.made_of, kept, layer.rank))
             continue
-        put(small.get_submodule(name), layer, state)
-    for copying in copying_layers(small).values():
-        copying.drop_idle_shifts()
+        module = small.get_submodule(name)
+        put(module, layer, state)
+        if isinstance(module, Copying):
+            module.drop_idle_shifts(len(layer.inputs))
     return small if after.calls is graph.calls else rebuilt(small, after)
 
 

@@ -122,14 +122,18 @@ class Copying(Gathered):
         self.is_copy[slots] = True
         self.find_copies()
 
-    def drop_idle_shifts(self) -> None:
-        """Keep the shifts of copies alone; without any, become what it was before."""
+    def drop_idle_shifts(self, width: int) -> None:
+        """Keep the shifts of copies alone; without any, become what it was before.
+
+        Args:
+            width: Number of channels of the stream.
+        """
         if len(self.copies) == 0:
             index = self.index
             for name in ("copies", *OF_COPIES):
                 delattr(self, name)
             self.__class__ = next(k for k, own in _TYPES.items() if own is type(self))  # type: ignore[assignment]
-            if not torch.equal(index.cpu(), torch.arange(len(index))):
+            if not torch.equal(index.cpu(), torch.arange(width)):
                 read(self, index)
         elif len(self.shift) == len(self.index):
             self.shift = nn.Parameter(self.moved_by().detach(), self.shift.requires_grad)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SQRT_2PI = math.sqrt(2 * math.pi)
@@ -116,15 +117,11 @@ def _scaled_erfc(ratio: Tensor) -> Tensor:
 
 
 def _share_inside(conv: nn.Conv2d, map_size: tuple[int, int]) -> Tensor:
-    """Return the share (kH, kW) of output positions at which a tap meets a pixel, not padding."""
-    axes = []
-    for axis, size in enumerate(map_size):
-        kernel, stride, dilation = conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis]
-        padding = conv.padding[axis] if isinstance(conv.padding, tuple) else kernel // 2
-        positions = (size + 2 * int(padding) - dilation * (kernel - 1) - 1) // stride + 1
-        met = [
-            sum(0 <= p * stride - int(padding) + tap * dilation < size for p in range(positions))
-            for tap in range(kernel)
-        ]
-        axes.append(torch.tensor(met, dtype=torch.float64) / positions)
-    return axes[0][:, None] * axes[1]
+    """Return the share (kH, kW) of output positions at which a tap meets a pixel, not zeros."""
+    taps = math.prod(conv.kernel_size)
+    if conv.padding_mode != "zeros":
+        return torch.ones(conv.kernel_size, dtype=torch.float64)
+    one_tap = torch.eye(taps, dtype=torch.float64).view(taps, 1, *conv.kernel_size)
+    pixels = torch.ones(1, 1, *map_size, dtype=torch.float64)
+    met = F.conv2d(pixels, one_tap, None, conv.stride, conv.padding, conv.dilation)
+    return met.mean((0, 2, 3)).view(conv.kernel_size)

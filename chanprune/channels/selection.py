@@ -270,7 +270,9 @@ def _units_of(score: Floats, round_to: int, blocks: int) -> tuple[Ints, Ints]:
 def _take_lowest(
     units: _Units, floors: list[int], wanted: int, widths: list[int]
 ) -> tuple[Ints, list[int]]:
-    """Take units in global order while they fit and no group falls below its floor.
+    """Take units in global order, but none that does not fit or takes a group below its floor.
+
+    The units of a group do not become smaller, so that no unit is taken before a lower one.
 
     Returns:
         The units taken, and the groups that were stopped by their floor.
@@ -280,19 +282,15 @@ def _take_lowest(
     left = list(widths)
     taken: list[int] = []
     stopped: dict[int, None] = {}
-    closed = [False] * len(widths)
     budget = wanted
     for unit in order.tolist():
         if budget == 0:
             break
         group, size = groups[unit], sizes[unit]
-        if closed[group]:
+        if size > budget:
             continue
         if left[group] - size < floors[group]:
-            closed[group] = True
             stopped[group] = None
-        elif size > budget:
-            closed[group] = True
         else:
             left[group] -= size
             budget -= size

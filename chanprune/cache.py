@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from tabulate import tabulate
 
 from chanprune.errors import UserError, one_line
-from chanprune.files import read_json
+from chanprune.reading import json_if_any
 
 ABOUT, MARK = "about.json", "CACHEDIR.TAG"
 MARKED = """Signature: 8a477f597d28d172789f06886806bc55
@@ -66,7 +66,7 @@ class About:
 
 def read_about(folder: Path) -> About | None:
     """Return what is known of an entry; None if that, or its mark, is missing or damaged."""
-    match read_json(folder / ABOUT) if is_marked(folder) else None:
+    match json_if_any(folder / ABOUT) if is_marked(folder) else None:
         case {"run": str(run), "seconds": float(seconds), "depends_on": dict(depends_on)}:
             return About(run, seconds, depends_on)
     return None

@@ -17,6 +17,8 @@ from chanprune import cli, ranks
 from chanprune.control import control
 from chanprune.errors import UserError
 from chanprune.pipeline.widths import kept_widths
+from chanprune.reading import text_of
+from chanprune.records import read_summary
 from chanprune.run_dir import (
     NOT_RECORDED,
     OURS,
@@ -156,7 +158,7 @@ def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
             go_on(run_dir, found)
         run(here, prepared, run_dir, asked.cache_dir, watch)
         seal(run_dir)
-    print(f"\n{(run_dir / 'table.md').read_text(encoding='utf-8')}")
+    print(f"\n{text_of(run_dir / 'table.md')}")
     written = [path.name for path in run_dir.iterdir() if path.name in OURS]
     print(f"in {run_dir}: {', '.join(sorted(written, key=OURS.index))}, tensorboard")
     for picture in sorted(run_dir.glob("*.png")):
@@ -170,7 +172,7 @@ def _is_whole(found: Found) -> bool:
 
 
 def _tell_finished(run_dir: Path) -> dict[str, str]:
-    print((run_dir / "table.md").read_text(encoding="utf-8"))
+    print(text_of(run_dir / "table.md"))
     print(f"{run_dir} holds this run, finished; run.overwrite=true runs it again")
     return _line(run_dir)
 
@@ -288,11 +290,12 @@ def _refuse_changes(key: str, reason: str) -> None:
 
 
 def _line(run_dir: Path) -> dict[str, str]:
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    summary = read_summary(run_dir)
     return {
-        "test acc %": f"{100 * summary['accuracy']:.2f}",
-        "params": f"{summary['params']:,}",
-        "MACs": f"{summary['macs']:,}",
+        "val acc %": f"{100 * summary.final.val_accuracy:.2f}",
+        "test acc %": f"{100 * summary.accuracy:.2f}",
+        "params": f"{summary.params:,}",
+        "MACs": f"{summary.macs:,}",
         "run": str(run_dir),
     }
 

@@ -21,8 +21,8 @@ Index = Annotated[int, Field(ge=0, lt=MOST_CHANNELS)]
 Size = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 Pixels = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 Amount = Annotated[float, Field(ge=0)]
-Number = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Number = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=MOST_TEXT)]
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -143,7 +143,7 @@ class Summary(_Record):
 class Pass(_Record):
     """What the channels were chosen by: channel group -> scores."""
 
-    scores: dict[str, list[float]]
+    scores: dict[str, Annotated[list[float], Field(min_length=1)]]
 
 
 class Pruned(_Record):
@@ -185,6 +185,14 @@ class Recorded(_Record):
     config: Configuration
     environment: dict[str, Any]
 
+    @property
+    def control(self) -> dict[str, str]:
+        """Return "name" of a control and the run that it is "of"; nothing of another run."""
+        match self.environment.get("control"):
+            case {"name": str(name), "of": str(of)}:
+                return {"name": name, "of": of}
+        return {}
+
 
 def read_model(run_dir: Path) -> Model:
     """Read model.json.
@@ -215,9 +223,9 @@ def read_plan(run_dir: Path) -> Pruned:
     return _checked(Pruned, json_of(run_dir / "plan.json"))
 
 
-def read_configuration(run_dir: Path) -> Configuration:
-    """Read the configuration in config.yaml; raises OSError, or ValueError if it is damaged."""
-    return _checked(Recorded, yaml_of(run_dir / "config.yaml")).config
+def read_record(run_dir: Path) -> Recorded:
+    """Read config.yaml; raises OSError, or ValueError if it is damaged."""
+    return _checked(Recorded, yaml_of(run_dir / "config.yaml"))
 
 
 def _checked(kind: type[Kind], values: Any) -> Kind:

@@ -78,6 +78,7 @@ class Asked:
         run_dir: The run's directory.
         overwrite: Whether the run that is there is replaced.
         cache_dir: Where trained stages are kept for other runs, if they are.
+        control: Of a control, its "name" and the run that it is "of".
     """
 
     config: dict[str, Any]
@@ -85,6 +86,7 @@ class Asked:
     run_dir: Path
     overwrite: bool
     cache_dir: Path | None
+    control: Mapping[str, str] | None
 
 
 def _do_together(asked: Asked) -> dict[str, str]:
@@ -150,7 +152,9 @@ def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
         if _is_whole(found):  # another process was faster
             return _tell_finished(run_dir)
         if found.state == "nothing":
-            environment = {**describe_environment(), **where_it_begins(run_dir), **images}
+            origin = {"control": dict(asked.control)} if asked.control else {}
+            where = where_it_begins(run_dir)
+            environment = {**describe_environment(), **where, **images, **origin}
             begin(run_dir, {"config": asked.config, "environment": environment})
         else:
             _compare_images(found, images, run_dir, here["dataset"])
@@ -250,7 +254,9 @@ def _understood(composed: Mapping[str, Any]) -> Asked:
     config = validate(composed)
     apart = {key: config.pop(key) for key in NOT_RECORDED}
     run_dir = Path(apart["run"]["dir"]) if apart["run"]["dir"] else None
+    origin = None
     if apart["control"] is not None:
+        origin = {"name": apart["control"], "of": apart["control_of"]}
         config = control(apart["control"], Path(apart["control_of"]), root)
     elif apart["resume"] is not None:
         if run_dir or apart["run"]["overwrite"]:
@@ -266,7 +272,7 @@ def _understood(composed: Mapping[str, Any]) -> Asked:
     here = config if overwrite else located(run_dir, config, root)
     if apart["resume"] is None:
         _refuse_other_data(config["dataset"], here["dataset"], run_dir)
-    return Asked(config, here, run_dir, overwrite, cache_dir)
+    return Asked(config, here, run_dir, overwrite, cache_dir, origin)
 
 
 def _refuse_other_data(

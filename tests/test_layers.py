@@ -8,7 +8,8 @@ ENTRY_POINTS = {"train", "evaluate", "summarize", "search", "sweep", "cli", "sch
 ALLOWED = {
     "ranks": set(),
     "digest": set(),
-    "errors": {"ranks"},
+    "texts": set(),
+    "errors": {"ranks", "texts"},
     "reading": set(),
     "files": {"errors"},
     "drawing": set(),
@@ -19,7 +20,12 @@ ALLOWED = {
     "pareto": {"drawing"},
     "report_page": {"drawing"},
     "report_figures": {"drawing", "pareto"},
-    "report": {"drawing", "errors", "records", "run_dir", "report_page", "report_figures"},
+    "report_runs": {"records", "texts"},
+    "report_table": {"report_runs", "texts"},
+    "report": {
+        *("drawing", "errors", "records"),
+        *("report_runs", "report_table", "report_page", "report_figures"),
+    },
     "channels": set(),
     "parallel": {"ranks", "errors", "channels"},
     "models": {"errors", "channels"},

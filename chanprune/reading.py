@@ -32,7 +32,7 @@ def text_of(path: Path, most: int = MOST_BYTES) -> str:
     if size > most:
         raise ValueError(f"it has {size:,} bytes, and {most:,} are the most")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError("it is not UTF-8 text") from error
 

@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from chanprune.errors import UserError, one_line
 from chanprune.reading import json_if_any
+from chanprune.texts import printable
 
 ABOUT, MARK = "about.json", "CACHEDIR.TAG"
 MARKED = """Signature: 8a477f597d28d172789f06886806bc55
@@ -156,6 +157,7 @@ def _listed(found: list[Entry]) -> str:
             rows.append([entry.key, "damaged", "", "", "", "", *held, ""])
             continue
         rows.append([entry.key, *names, f"{entry.about.seconds:.0f}", *held, entry.about.run])
+    rows = [[printable(text) for text in row] for row in rows]
     heads = ["key", "method", "model", "dataset", "epochs", "time s", "age days", "MiB", "made by"]
     total = sum(entry.size for entry in found)
     table = tabulate(rows, heads, tablefmt="simple", disable_numparse=True)

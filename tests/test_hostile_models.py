@@ -169,6 +169,21 @@ def test_a_million_classes_are_not_built(tmp_path):
         chanprune.load(folder)
 
 
+def refused_within_memory(folder):
+    before = peak()
+    with pytest.raises(UserError, match="damaged"):
+        chanprune.load(folder)
+    return peak() - before
+
+
+@pytest.mark.parametrize("growth", [2**14, 2**19])
+def test_a_network_of_any_width_is_refused_within_bounds(growth, tmp_path):
+    """Nor does following its channels take what its tensors would."""
+    folder = save(tmp_path / "kernels", "kernels")
+    changed(folder, ("architecture", "growth"), growth)
+    assert in_child(refused_within_memory, folder) < MOST_MEMORY
+
+
 def cut_shift(tensors):
     tensors["stages.2.1.bn1.is_copy"][:] = False
 

@@ -14,7 +14,7 @@ ALLOWED = {
     "files": {"errors"},
     "drawing": set(),
     "records": {"errors", "reading"},
-    "cache": {"errors", "files", "reading"},
+    "cache": {"errors", "files", "reading", "texts"},
     "run_dir": {"digest", "errors", "files", "reading", "schema"},
     "published": {"errors"},
     "pareto": {"drawing"},

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from tabulate import tabulate
 
 from chanprune.errors import UserError, one_line
-from chanprune.files import read_json
+from chanprune.reading import json_if_any
+from chanprune.texts import printable
 
 ABOUT, MARK = "about.json", "CACHEDIR.TAG"
 MARKED = """Signature: 8a477f597d28d172789f06886806bc55
@@ -66,7 +67,7 @@ class About:
 
 def read_about(folder: Path) -> About | None:
     """Return what is known of an entry; None if that, or its mark, is missing or damaged."""
-    match read_json(folder / ABOUT) if is_marked(folder) else None:
+    match json_if_any(folder / ABOUT) if is_marked(folder) else None:
         case {"run": str(run), "seconds": float(seconds), "depends_on": dict(depends_on)}:
             return About(run, seconds, depends_on)
     return None
@@ -156,6 +157,7 @@ def _listed(found: list[Entry]) -> str:
             rows.append([entry.key, "damaged", "", "", "", "", *held, ""])
             continue
         rows.append([entry.key, *names, f"{entry.about.seconds:.0f}", *held, entry.about.run])
+    rows = [[printable(text) for text in row] for row in rows]
     heads = ["key", "method", "model", "dataset", "epochs", "time s", "age days", "MiB", "made by"]
     total = sum(entry.size for entry in found)
     table = tabulate(rows, heads, tablefmt="simple", disable_numparse=True)

@@ -18,13 +18,13 @@ in the paper.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanprune.errors import UserError
+from chanprune.records import Model, Summary, read_model, read_summary
 from chanprune.run_dir import checked_config, located
 
 if TYPE_CHECKING:
@@ -48,13 +48,14 @@ def control(name: str, run_dir: Path, root: str | None = None) -> Config:
     """
     config = checked_config(run_dir)
     try:
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-        model = json.loads((run_dir / "model.json").read_text(encoding="utf-8"))
-        if config is None or not model["plan"]:
-            raise UserError(f"control_of={run_dir}: the run there took no channels out")
-        return CONTROLS[name](located(run_dir, config, root), run_dir, summary, model)
-    except (OSError, ValueError, KeyError) as error:
+        summary, model = read_summary(run_dir), read_model(run_dir)
+    except (OSError, ValueError) as error:
         raise UserError(f"control_of={run_dir}: no finished run is there") from error
+    except UserError as error:
+        raise UserError(f"control_of={run_dir}: no finished run is there; {error}") from error
+    if config is None or not model.plan:
+        raise UserError(f"control_of={run_dir}: the run there took no channels out")
+    return CONTROLS[name](located(run_dir, config, root), run_dir, summary, model)
 
 
 def _scratch(config: Config, run_dir: Path, epochs: int) -> Config:
@@ -67,22 +68,24 @@ def _scratch(config: Config, run_dir: Path, epochs: int) -> Config:
     }
 
 
-def _equal_epochs(config: Config, run_dir: Path, summary: Config, model: Config) -> Config:
+def _equal_epochs(config: Config, run_dir: Path, summary: Summary, model: Model) -> Config:
     return _scratch(config, run_dir, config["train"]["epochs"])
 
 
-def _equal_compute(config: Config, run_dir: Path, summary: Config, model: Config) -> Config:
-    costs = [cost for stage, cost in summary["cost"].items() if stage.startswith("train")]
+def _equal_compute(config: Config, run_dir: Path, summary: Summary, model: Model) -> Config:
+    costs = [cost for stage, cost in summary.cost.items() if stage.startswith("train")]
+    if not costs or not costs[0].images:
+        raise UserError(f"control_of={run_dir}: its summary.json does not say what training cost")
     epochs: int = config["train"]["epochs"]
-    images = costs[0]["images"] / epochs
-    fitting = int(sum(cost["macs"] for cost in costs) / (3 * images * summary["macs"]))
-    if model["input_shape"][1] >= IMAGENET_PIXELS:
+    images = costs[0].images / epochs
+    fitting = int(sum(cost.macs for cost in costs) / (3 * images * summary.macs))
+    if model.input_shape[1] >= IMAGENET_PIXELS:
         fitting = min(fitting, 2 * epochs)
     return _scratch(config, run_dir, max(1, fitting))
 
 
-def _same_widths(method: str) -> Callable[[Config, Path, Config, Config], Config]:
-    def make(config: Config, run_dir: Path, summary: Config, model: Config) -> Config:
+def _same_widths(method: str) -> Callable[[Config, Path, Summary, Model], Config]:
+    def make(config: Config, run_dir: Path, summary: Summary, model: Model) -> Config:
         return {
             **config,
             "method": {"name": method, "shares": {}},
@@ -92,16 +95,16 @@ def _same_widths(method: str) -> Callable[[Config, Path, Config, Config], Config
     return make
 
 
-def _uniform(config: Config, run_dir: Path, summary: Config, model: Config) -> Config:
+def _uniform(config: Config, run_dir: Path, summary: Summary, model: Model) -> Config:
     from chanprune.channels import trace
     from chanprune.models import build_skeleton
 
-    skeleton = build_skeleton(**model["architecture"])
-    graph = trace(skeleton, tuple(model["input_shape"]))
+    skeleton = build_skeleton(**model.architecture.model_dump())
+    graph = trace(skeleton, model.input_shape)
     prune = {**config["prune"], "widths": None, "rule": "ratio"}
 
     def saved(ratio: float) -> int:
-        return int(summary["macs"]) - _macs(skeleton, graph, {**prune, "ratio": ratio})
+        return summary.macs - _macs(skeleton, graph, {**prune, "ratio": ratio})
 
     place = bisect_left(RATIOS, 0, key=saved)
     near = RATIOS[max(0, place - 1) : place + 1]
@@ -126,7 +129,7 @@ def _macs(skeleton: Any, graph: ChannelGraph, prune: Mapping[str, Any]) -> int:
     return count_plan(skeleton, graph, Plan(selection.kept)).macs
 
 
-CONTROLS: dict[str, Callable[[Config, Path, Config, Config], Config]] = {
+CONTROLS: dict[str, Callable[[Config, Path, Summary, Model], Config]] = {
     "scratch_e": _equal_epochs,
     "scratch_b": _equal_compute,
     "random": _same_widths("random"),

@@ -18,6 +18,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 mpl.rcParams["text.parse_math"] = False
+mpl.rcParams["svg.hashsalt"] = "chanprune"  # the same figure is the same file
 
 __all__ = ["logarithmic", "plt", "render"]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from chanprune import ranks
+from chanprune.texts import printable
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -57,7 +58,8 @@ def one_line() -> Iterator[None]:
         if wants_traceback:
             raise
         if ranks.is_first() or not isinstance(error, UserError):
-            print(f"chanprune: error: {' '.join(str(error).split())}", file=sys.stderr)
+            told = printable(" ".join(str(error).split()))
+            print(f"chanprune: error: {told}", file=sys.stderr)
         _let_output_go()
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

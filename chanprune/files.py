@@ -31,14 +31,6 @@ def json_lines(values: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(value) + "\n" for value in values)
 
 
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; None if it is missing or cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def replace(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
     """Replace a file atomically.
 

@@ -21,23 +21,32 @@ def pareto(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def accuracy_over_macs(points: Sequence[Point], split: str, title: str = "") -> Figure:
+def _places(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [point[1] / 1e6 for point in points], [100 * point[2] for point in points]
+
+
+def accuracy_over_macs(
+    points: Sequence[Point], split: str, title: str = "", beside: Sequence[Point] = ()
+) -> Figure:
     """Draw all points, in a colour for each label, and a line through what no other beats.
 
     Args:
         points: What to draw.
         split: The split that the accuracies are of.
         title: Heading.
+        beside: The same of the test set, which chooses nothing: drawn as rings.
 
     Returns:
         A figure of pyplot's, which whoever saves it closes.
     """
     figure, axes = plt.subplots(figsize=(7.5, 4.6))
     front = pareto(points)
-    axes.plot([p[1] / 1e6 for p in front], [100 * p[2] for p in front], color="#9aa5b1", zorder=1)
+    axes.plot(*_places(front), color="#9aa5b1", zorder=1)
     for name in dict.fromkeys(point[0] for point in points):
         own = [point for point in points if point[0] == name]
-        axes.scatter([p[1] / 1e6 for p in own], [100 * p[2] for p in own], s=28, label=name)
+        rings = [point for point in beside if point[0] == name]
+        (dots,) = axes.plot(*_places(own), "o", markersize=5, label=name)
+        axes.plot(*_places(rings), "o", markersize=5, fillstyle="none", color=dots.get_color())
     macs = [point[1] for point in points]
     if max(macs, default=0) > WIDE_RANGE * min(macs, default=1):
         logarithmic(axes, "x")

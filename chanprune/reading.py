@@ -18,15 +18,21 @@ MOST_YAML_BYTES = 2**20
 MOST_YAML_NODES = 100_000
 
 
-def text_of(path: Path, most: int = MOST_BYTES) -> str:
-    """Return the content of a regular UTF-8 file of at most so many bytes."""
+def refuse_irregular(path: Path) -> int:
+    """Refuse a pipe, a device or a folder; return the size of a file in bytes."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         raise ValueError("it is no regular file")
-    if about.st_size > most:
-        raise ValueError(f"it has {about.st_size:,} bytes, and {most:,} are the most")
+    return about.st_size
+
+
+def text_of(path: Path, most: int = MOST_BYTES) -> str:
+    """Return the content of a regular UTF-8 file of at most so many bytes."""
+    size = refuse_irregular(path)
+    if size > most:
+        raise ValueError(f"it has {size:,} bytes, and {most:,} are the most")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError("it is not UTF-8 text") from error
 
@@ -38,6 +44,14 @@ def json_of(path: Path) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError("it is not JSON") from error
+
+
+def json_if_any(path: Path) -> Any:
+    """Return what a JSON file holds; None if it is missing or cannot be read."""
+    try:
+        return json_of(path)
+    except (OSError, ValueError):
+        return None
 
 
 def yaml_of(path: Path) -> Any:

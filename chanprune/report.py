@@ -1,86 +1,32 @@
 """Gather finished runs into one table: `python -m chanprune.report DIRECTORY ...`.
 
-Runs whose configurations differ in the seed alone are one row, with the mean over seeds. A
-difference to the baseline is paired: over the seeds that both have. It is marked only if its
-confidence interval leaves out zero.
+Runs whose configurations differ in the seed alone are one row, with the mean over seeds. Rows are
+sorted and marked by validation accuracy, so that whoever chooses by them does not choose on the
+test set, whose accuracy stands beside it. A difference to the baseline is paired: over the seeds
+that both have. It is marked only if its confidence interval leaves out zero.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
-import io
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from scipy.stats import t as student
 from tabulate import tabulate
 
 from chanprune.errors import UserError, one_line
-from chanprune.run_dir import recorded_config
+from chanprune.records import read_plan
+from chanprune.report_runs import Row, Run, gather, group
+from chanprune.report_table import CONFIDENCE, as_csv, baseline_of, line
 
 if TYPE_CHECKING:
     from chanprune.report_figures import Drawn
 
 FORMATS = ("table", "markdown", "csv", "latex", "html")
-CONFIDENCE = 0.95
-REFERENCES = (("prune", "widths"), ("model", "run"))
-NAMED = [".".join(place) for place in REFERENCES]
 TABLES = {"table": "simple", "markdown": "github", "latex": "latex_booktabs"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its directory, its configuration without the seed, and what it reached.
-
-    Attributes:
-        config: Another run that it names is named by its configuration without the seed.
-        network: The options of the whole network.
-    """
-
-    folder: Path
-    config: Mapping[str, Any]
-    network: Mapping[str, Any]
-    seed: int
-    accuracy: float
-    params: int
-    macs: int
-    seconds: float
-    trained_macs: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that differ in their seeds alone.
-
-    Attributes:
-        name: What tells the row from the others.
-        runs: Seed -> run.
-    """
-
-    name: str
-    runs: Mapping[int, Run]
-
-    @property
-    def network(self) -> Mapping[str, Any]:
-        """Return the options of the whole network."""
-        return next(iter(self.runs.values())).network
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Return the configuration without the seed."""
-        return next(iter(self.runs.values())).config
-
-    def mean(self, attribute: str) -> float:
-        """Return the mean over seeds of one of a run's numbers."""
-        return float(np.mean([getattr(run, attribute) for run in self.runs.values()]))
+SORTED_BY = {"accuracy": "val_accuracy"}
 
 
 def main() -> None:
@@ -93,241 +39,132 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also draw PNG files there")
     options = parser.parse_args()
     with one_line():
-        print(report(options.folders, options.format, options.sort, options.baseline))
+        found, notes = gather(options.folders)
+        if not found:
+            raise UserError(f"no finished run below {', '.join(map(str, options.folders))}")
+        rows, doubles = group(found)
+        notes += doubles
+        print(report(rows, notes, options.format, options.sort, options.baseline))
+        if options.format in {"csv", "latex"}:
+            print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
         if options.pictures:
-            draw(options.folders, options.pictures)
+            draw(rows, options.pictures)
 
 
-def draw(folders: Sequence[Path], target: Path) -> None:
-    """Draw the figures over all runs below some folders, as PNG files."""
+def draw(rows: Sequence[Row], target: Path) -> None:
+    """Draw the figures over all rows, as PNG files.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
     from chanprune.drawing import render
     from chanprune.report_figures import figures
 
-    target.mkdir(parents=True, exist_ok=True)
-    for name, (figure, _) in figures(_drawn(group(gather(folders)[0]))).items():
-        render(figure, target / f"{name}.png", dpi=130)
-        print(f"picture: {target / name}.png")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name, (figure, _) in figures(drawn(rows)).items():
+            render(figure, target / f"{name}.png", dpi=130)
+            print(f"picture: {target / name}.png", file=sys.stderr)
+    except OSError as error:
+        raise UserError(f"--pictures {target} cannot be written: {error.strerror}") from error
 
 
-def report(folders: Sequence[Path], form: str, sort: str, baseline: str) -> str:
-    """Return the table of all runs below some folders, and what could not be read.
+def report(
+    rows: Sequence[Row], notes: Sequence[str], form: str, sort: str = "name", baseline: str = "none"
+) -> str:
+    """Return the table of some rows.
 
-    Raises:
-        UserError: There is no finished run.
+    Args:
+        rows: In order of their names.
+        notes: What is to be said under it.
+        form: One of `FORMATS`.
+        sort: "accuracy" (on validation), "params", "macs" or "name".
+        baseline: The method that differences are to.
     """
-    found, unread = gather(folders)
-    if not found:
-        raise UserError(f"no finished run below {', '.join(map(str, folders))}")
-    rows = group(found)
-    rows.sort(key=lambda row: row.name)
+    ordered = list(rows)
     if sort != "name":
-        rows.sort(key=lambda row: row.mean(sort), reverse=sort == "accuracy")
-    lines = [_line(row, _baseline_of(row, rows, baseline)) for row in rows]
+        by = SORTED_BY.get(sort, sort)
+        ordered.sort(key=lambda row: row.mean(by), reverse=sort == "accuracy")
+    pairs = [(row, baseline_of(row, rows, baseline)) for row in ordered]
     if form == "csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        return text.getvalue().rstrip("\n")
-    notes = [
-        f"test acc: mean over n seeds ± the half-width of its {100 * CONFIDENCE:.0f} % confidence "
-        f"interval (Student's t); difference: to method={baseline} on the same seeds, paired, "
-        "* if its interval leaves out zero. MACs: of one image.",
-        *unread,
+        return as_csv(pairs)
+    lines = [line(*pair) for pair in pairs]
+    told = [
+        f"acc: mean over n seeds ± the half-width of its {100 * CONFIDENCE:.0f} % confidence "
+        f"interval (Student's t); difference: to method={baseline} on the same seeds, paired, in "
+        "validation accuracy, * if its interval leaves out zero. Rows are compared by validation "
+        "accuracy; test stands beside it and chooses nothing. MACs: of one image.",
+        *notes,
     ]
     if form == "html":
         from chanprune.report_figures import figures
         from chanprune.report_page import page
 
-        methods = [row.config["method"]["name"] for row in rows]
-        return page(lines, methods, len(found), figures(_drawn(rows)).values(), notes)
+        methods = [row.config["method"]["name"] for row in ordered]
+        return page(lines, methods, _heading(rows), figures(drawn(rows)).values(), told)
+    if form == "markdown":
+        lines = [{k: text.replace("|", "\\|") for k, text in each.items()} for each in lines]
     table = tabulate(lines, headers="keys", tablefmt=TABLES[form], disable_numparse=True)
-    return table if form == "latex" else "\n".join([table, "", *notes])
+    return table if form == "latex" else "\n".join([table, "", *told])
 
 
-def gather(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Read all runs below some folders; return them, and a line for each that cannot be read."""
-    found, unread = [], []
-    for path in sorted({path.parent for folder in folders for path in folder.rglob("config.yaml")}):
-        config = recorded_config(path)
-        if config is None:
-            continue
-        if not (path / "summary.json").exists():
-            unread.append(f"unfinished: {path}")
-            continue
-        try:
-            summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-            stages = [cost for key, cost in summary["cost"].items() if key != "whole_network_step"]
-            rest, network = _without_seed(config, path)
-            numbers = (summary["accuracy"], summary["params"], summary["macs"])
-            cost = [sum(stage[key] for stage in stages) for key in ("seconds", "macs")]
-            found.append(Run(path, rest, network, config["seed"], *numbers, *cost))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            unread.append(f"damaged: {path} ({type(error).__name__}: {error})")
-    return found, unread
+def _heading(rows: Sequence[Row]) -> str:
+    own, controls = ([row for row in rows if bool(row.control_of) == k] for k in (False, True))
+    numbers = [(len(part), sum(len(row.runs) for row in part)) for part in (own, controls)]
+    told = f"{numbers[0][0]} configurations, {numbers[0][1]} runs"
+    return told + (f"; {numbers[1][0]} controls, {numbers[1][1]} runs" if controls else "")
 
 
-def _without_seed(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a run's configuration without what differs by seed, and its whole network's options.
-
-    Controls name a run, which is another one for each seed: they are told apart by its `_label`.
-    """
-    rest = {key: value for key, value in config.items() if key != "seed"}
-    network = config["model"]
-    for section, key in REFERENCES:
-        named = config[section].get(key)
-        if named is None:
-            continue
-        places = [Path(named), *(parent / named for parent in folder.resolve().parents)]
-        other = next(filter(None, map(_recorded, places)), None)
-        if other is not None:
-            theirs, whole = _without_seed(other, Path(named))
-            rest[section] = {**config[section], key: _label(theirs)}
-            network = whole if section == "model" else network
-    return rest, network
+def drawn(rows: Sequence[Row]) -> list[Drawn]:
+    """Return what the figures show of all runs, in the order of the rows' names."""
+    return [
+        _drawn(row, run, is_first=number == 0)
+        for row in sorted(rows, key=lambda row: row.name)
+        for number, (_, run) in enumerate(sorted(row.runs.items()))
+    ]
 
 
-@cache
-def _recorded(folder: Path) -> dict[str, Any] | None:
-    return recorded_config(folder)
-
-
-def _label(config: Mapping[str, Any]) -> str:
-    """Name a configuration without a seed in a few characters."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:6]
-    return f"{config['method']['name']}-{digest}"
-
-
-def group(found: Sequence[Run]) -> list[Row]:
-    """Put runs into rows, named by what differs between them."""
-    by_config: dict[str, dict[int, Run]] = {}
-    for run in found:
-        by_config.setdefault(json.dumps(run.config, sort_keys=True), {})[run.seed] = run
-    flat = {key: dict(_flat(json.loads(key))) for key in by_config}
-    telling = {}
-    for key, own in flat.items():
-        alike = [other for other in flat.values() if _kind(other) == _kind(own)]
-        differing = (k for k in own if any(k in o and o[k] != own[k] for o in alike))
-        telling[key] = [k for k in differing if k not in NAMED]
-    said = {
-        _label(json.loads(key)): " ".join(
-            [_names(flat[key])[2], *(f"{k}={_as_given(flat[key][k])}" for k in telling[key])]
-        )
-        for key in flat
-    }
-    rows = []
-    for key, runs in by_config.items():
-        values = [f"{k}={_as_given(flat[key][k])}" for k in telling[key]]
-        labels = [flat[key][k] for k in NAMED if flat[key].get(k)]
-        of = [f"of [{said.get(label, label)}]" for label in labels]
-        dataset, model, method = _names(flat[key])
-        whole = next(iter(runs.values())).network["name"]
-        network = model if model == whole else f"{model}-{whole}"
-        rows.append(Row(" ".join([dataset, network, method, *of, *values]), runs))
-    return rows
-
-
-def _drawn(rows: Sequence[Row]) -> list[Drawn]:
-    """Return what the figures show of all runs."""
+def _drawn(row: Row, run: Run, is_first: bool) -> Drawn:
     from chanprune.report_figures import Drawn
 
-    drawn = []
-    for row in rows:
-        dataset, model, *rest = row.name.split(" ")
-        method, prune = row.config["method"], row.config["prune"]
-        weight = ""
-        by_scale = method.get("criterion", "scale") == "scale"
-        if "sparsity_weight" in method:
-            given = [f"{k} {method[k]:g}" for k in ("sparsity_weight", "travel") if method[k]]
-            weight = " ".join(given).replace("_", " ") or "default weight"
-            weight += "" if by_scale else f" {method['criterion']}"
-        for number, seed in enumerate(sorted(row.runs)):
-            run = row.runs[seed]
-            scores, kept = ({}, {}) if number else _plan(run.folder)
-            network = f"{dataset} {row.network['name']}"
-            macs, ratio = (run.macs, run.accuracy), prune["ratio"]
-            told = (" ".join(rest) or model, network, method["name"])
-            drawn.append(Drawn(*told, *macs, weight, ratio, scores, kept, by_scale))
-    return drawn
+    dataset, model, *rest = row.name.split(" ")
+    method = row.config["method"]
+    scores, kept = _plan(run.folder) if is_first else ({}, {})
+    return Drawn(
+        label=" ".join(rest) or model,
+        network=f"{dataset} {row.network['name']}",
+        method=f"{row.config.get('control', method)['name']}",
+        macs=run.macs,
+        accuracy=run.val_accuracy,
+        test_accuracy=run.test_accuracy,
+        weight=_weight(method),
+        ratio=row.config["prune"].get("ratio", 0.0),
+        scores=scores,
+        kept=kept,
+        by_scale=method.get("criterion", "scale") == "scale",
+        is_control=bool(row.control_of),
+    )
+
+
+def _weight(method: Mapping[str, Any]) -> str:
+    """Say what a method presses scales down with; "" if it does not."""
+    if "sparsity_weight" not in method:
+        return ""
+    given = {key: method.get(key) for key in ("sparsity_weight", "travel")}
+    told = [f"{k} {v:g}" for k, v in given.items() if isinstance(v, int | float) and v]
+    weight = " ".join(told).replace("_", " ") or "default weight"
+    criterion = method.get("criterion", "scale")
+    return weight if criterion == "scale" else f"{weight} {criterion}"
 
 
 def _plan(folder: Path) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Return scores and numbers of kept channels of a run of one pass, or nothing."""
     try:
-        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        (only,) = plan["passes"]
-        scores: dict[str, list[float]] = only["scores"]
-        return scores, {k: len(plan["kept"].get(k, own)) for k, own in scores.items()}
-    except (OSError, ValueError, KeyError):
+        plan = read_plan(folder)
+        (only,) = plan.passes
+        return only.scores, {k: len(plan.kept.get(k, own)) for k, own in only.scores.items()}
+    except (OSError, ValueError):
         return {}, {}
-
-
-def _as_given(value: Any) -> str:
-    """Write a value as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _names(flat: Mapping[str, Any]) -> list[str]:
-    return [str(flat[f"{section}.name"]) for section in ("dataset", "model", "method")]
-
-
-def _kind(flat: Mapping[str, Any]) -> list[str]:
-    """Return what rows have in common that are told apart by their options."""
-    return [*_names(flat), *(str(flat.get(key)) for key in NAMED)]
-
-
-def interval(values: Sequence[float]) -> float:
-    """Return the half-width of the mean's confidence interval; not a number of one value."""
-    if len(values) < 2:
-        return float("nan")
-    factor = student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
-    return float(factor * np.std(values, ddof=1) / math.sqrt(len(values)))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _baseline_of(row: Row, rows: Sequence[Row], method: str) -> Row | None:
-    """Return the row of the baseline on the same data set and network, if there is just one."""
-    same = [
-        other
-        for other in rows
-        if other.config["method"]["name"] == method
-        and other.config["dataset"] == row.config["dataset"]
-        and other.config["model"] == row.network
-    ]
-    return same[0] if len(same) == 1 and same[0] is not row else None
-
-
-def _line(row: Row, baseline: Row | None) -> dict[str, str]:
-    accuracies = [100 * run.accuracy for run in row.runs.values()]
-    difference = ""
-    if baseline is not None:
-        seeds = sorted(row.runs.keys() & baseline.runs.keys())
-        gains = [100 * (row.runs[s].accuracy - baseline.runs[s].accuracy) for s in seeds]
-        if gains:
-            half = interval(gains)
-            mark = " *" if abs(np.mean(gains)) > half else ""
-            difference = f"{np.mean(gains):+.2f}{_plus_minus(half)}{mark}"
-    return {
-        "run": row.name,
-        "n": f"{len(row.runs)}",
-        "test acc %": f"{np.mean(accuracies):.2f}{_plus_minus(interval(accuracies))}",
-        "difference": difference,
-        "params": f"{row.mean('params'):,.0f}",
-        "MACs": f"{row.mean('macs'):,.0f}",
-        "training MACs": f"{row.mean('trained_macs'):.3g}",
-        "time s": f"{row.mean('seconds'):.0f}",
-    }
-
-
-def _plus_minus(half: float) -> str:
-    return "" if np.isnan(half) else f" ± {half:.2f}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from chanprune.drawing import logarithmic, plt
 from chanprune.pareto import accuracy_over_macs
 
 SMALLEST_SCALE = 1e-6
-IS_CONTROL = " of ["
 MOST_CURVES, MOST_PANELS = 8, 6
 
 
@@ -27,12 +26,14 @@ class Drawn:
         network: Data set and network.
         method: Name of the method.
         macs: Multiply-accumulates of one image.
-        accuracy: On the test set, in [0, 1].
+        accuracy: On the held-out part of the training set, in [0, 1].
+        test_accuracy: On the test set, in [0, 1].
         weight: Sparsity weight or travel, in words; "" of a method without.
         ratio: Share of the channels that went.
         scores: Channel group -> what its channels were chosen by; empty if nothing was pruned.
         kept: Channel group -> number of channels that stayed.
         by_scale: Whether the scores are batch-norm scales.
+        is_control: Whether it shows what another run would have come to by simpler means.
     """
 
     label: str
@@ -40,20 +41,26 @@ class Drawn:
     method: str
     macs: float
     accuracy: float
+    test_accuracy: float
     weight: str = ""
     ratio: float = 0.0
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
     kept: Mapping[str, int] = field(default_factory=dict)
     by_scale: bool = True
+    is_control: bool = False
 
 
 def figures(runs: Sequence[Drawn]) -> dict[str, tuple[Figure, str]]:
     """Draw what there is to draw; return file name -> figure and caption. Close the figures."""
     drawn = {
         "accuracy_over_macs": (
-            accuracy_over_macs([(run.method, run.macs, run.accuracy) for run in runs], "test"),
-            "Test accuracy over multiply-accumulates of one image; the line joins the runs that no "
-            "other beats in both.",
+            accuracy_over_macs(
+                [(run.method, run.macs, run.accuracy) for run in runs],
+                "validation",
+                beside=[(run.method, run.macs, run.test_accuracy) for run in runs],
+            ),
+            "Validation accuracy over multiply-accumulates of one image; the line joins the runs "
+            "that no other beats in both. Rings: the same on the test set.",
         )
     }
     sparse = [run for run in runs if run.weight]
@@ -61,8 +68,8 @@ def figures(runs: Sequence[Drawn]) -> dict[str, tuple[Figure, str]]:
     if swept:
         drawn["accuracy_over_ratio"] = (
             accuracy_over_ratio(swept),
-            "Test accuracy over the share of the channels that went; a line through the means over "
-            "seeds for each sparsity weight.",
+            "Validation accuracy over the share of the channels that went; a line through the "
+            "means over seeds for each sparsity weight. Rings: the same on the test set.",
         )
     scored = _panels([run for run in sparse if run.scores and run.by_scale], bool)
     if scored:
@@ -95,18 +102,20 @@ def accuracy_over_ratio(panels: Mapping[str, Sequence[Drawn]]) -> Figure:
     figure, grid = _grid(panels)
     for axes, runs in zip(grid, panels.values(), strict=False):
         for weight in sorted({run.weight for run in runs}):
+            own = [run for run in runs if run.weight == weight]
             by_ratio: dict[float, list[float]] = {}
-            for run in runs:
-                if run.weight == weight:
-                    by_ratio.setdefault(run.ratio, []).append(100 * run.accuracy)
+            for run in own:
+                by_ratio.setdefault(run.ratio, []).append(100 * run.accuracy)
             ratios = sorted(by_ratio)
             means = [float(np.mean(by_ratio[ratio])) for ratio in ratios]
             (line,) = axes.plot([100 * ratio for ratio in ratios], means, label=weight)
-            for ratio in ratios:
-                values = by_ratio[ratio]
-                axes.plot([100 * ratio] * len(values), values, ".", color=line.get_color())
+            places = [100 * run.ratio for run in own]
+            colour = line.get_color()
+            axes.plot(places, [100 * run.accuracy for run in own], ".", color=colour)
+            test = [100 * run.test_accuracy for run in own]
+            axes.plot(places, test, "o", color=colour, fillstyle="none", markersize=4)
         axes.set_xlabel("channels pruned %")
-        axes.set_ylabel("test accuracy %")
+        axes.set_ylabel("validation accuracy %")
         axes.legend(frameon=False, fontsize=8)
     return _finished(figure)
 
@@ -142,7 +151,7 @@ def kept_channels(panels: Mapping[str, Sequence[Drawn]]) -> Figure:
         for run in runs:
             first.setdefault(run.label, run)
         curves: dict[tuple[float, ...], str] = {}
-        for label, run in sorted(first.items(), key=lambda item: IS_CONTROL in item[0]):
+        for label, run in sorted(first.items(), key=lambda item: item[1].is_control):
             shares = (100 * run.kept[name] / len(scores) for name, scores in run.scores.items())
             curves.setdefault(tuple(shares), label)
         for curve, label in list(curves.items())[:MOST_CURVES]:

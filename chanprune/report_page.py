@@ -60,7 +60,7 @@ document.querySelectorAll("input[type=checkbox]").forEach(box => {
 def page(
     lines: Sequence[Mapping[str, str]],
     methods: Sequence[str],
-    num_runs: int,
+    heading: str,
     figures: Iterable[tuple[Figure, str]],
     notes: Sequence[str],
 ) -> str:
@@ -69,7 +69,7 @@ def page(
     Args:
         lines: Rows of the table: column -> text.
         methods: The method of each row.
-        num_runs: Number of runs.
+        heading: What is in it, in a few words.
         figures: Figures and their captions; they are closed.
         notes: Paragraphs under the table.
     """
@@ -98,11 +98,11 @@ def page(
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>chanprune: {len(lines)} configurations</title>
+<title>chanprune: {html.escape(heading)}</title>
 <style>{STYLE}</style>
 </head>
 <body>
-<h1>{len(lines)} configurations, {num_runs} runs</h1>
+<h1>{html.escape(heading)}</h1>
 <p>Show: {boxes}</p>
 <div class="wide"><table>
 <thead><tr>{heads}</tr></thead>

@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 
 from chanprune.digest import digest
 from chanprune.errors import UserError
-from chanprune.files import flush_folder, make_folder, read_json, write_json, write_text
+from chanprune.files import flush_folder, make_folder, write_json, write_text
+from chanprune.reading import json_if_any, text_of, yaml_of
 from chanprune.schema import validate
 
 CONFIG, METRICS, MANIFEST = "config.yaml", "metrics.jsonl", "manifest.json"
@@ -75,9 +76,8 @@ def recorded_config(run_dir: Path) -> dict[str, Any] | None:
 def _recorded(run_dir: Path) -> dict[str, Any] | None:
     """Return what config.yaml holds; None if it is missing or damaged."""
     try:
-        text = (run_dir / CONFIG).read_text(encoding="utf-8")
-        values = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        values = yaml_of(run_dir / CONFIG)
+    except (OSError, ValueError):
         return None
     return values if _is_record(values) else None
 
@@ -224,7 +224,7 @@ def seal(run_dir: Path) -> None:
 
 def _sealed(run_dir: Path) -> tuple[dict[str, Any] | None, dict[str, str]]:
     """Return what `seal` wrote: the record, and name -> digest; nothing of what is damaged."""
-    match read_json(run_dir / MANIFEST):
+    match json_if_any(run_dir / MANIFEST):
         case {"record": dict(record), "files": dict(files)} if _is_record(record):
             if files and all(map(_is_ours, files)):
                 return record, files
@@ -281,7 +281,7 @@ def only_process(run_dir: Path) -> Iterator[None]:
 def _told(owner: Path) -> str:
     """Return the process that says it is writing, as far as that can be read."""
     try:
-        return owner.read_text(encoding="utf-8") or "another process"
+        return text_of(owner) or "another process"
     except (OSError, ValueError):
         return "another process"
 

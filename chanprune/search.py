@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from chanprune import cli
 from chanprune.digest import digest
 from chanprune.errors import RunError, UserError, one_line
 from chanprune.files import write_text
+from chanprune.records import read_summary
 from chanprune.train import place, train
 
 if TYPE_CHECKING:
@@ -196,10 +196,9 @@ class Objective:
 
         trial.set_user_attr("run", str(place(composed)))
         line = train(composed, watch)
-        summary = json.loads(Path(line["run"], "summary.json").read_text(encoding="utf-8"))
-        last = [row for row in summary["stages"] if row["fidelity"] == 1][-1]
-        trial.set_user_attr("test_accuracy", summary["accuracy"])
-        return last["val_accuracy"], last["macs"]
+        last = read_summary(Path(line["run"])).final
+        trial.set_user_attr("test_accuracy", last.test_accuracy)
+        return last.val_accuracy, last.macs
 
     def _give_up_if_hopeless(self, epoch: int, accuracy: float, macs: int) -> None:
         optuna = _optuna()

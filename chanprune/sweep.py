@@ -23,7 +23,8 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 
 from chanprune.errors import Interrupted, RunError, UserError
-from chanprune.files import make_folder, read_json, write_json, write_text
+from chanprune.files import make_folder, write_json, write_text
+from chanprune.reading import json_if_any
 
 OUTCOMES = "jobs"
 DIED = "its process ended without a word (killed, or out of memory)"
@@ -118,7 +119,7 @@ def forget_outcomes(folder: Path) -> None:
 
 def outcomes(folder: Path, number: int) -> list[dict[str, Any]]:
     """Read the outcomes of so many jobs: "told", by column, or the reason why it "failed"."""
-    found = (read_json(folder / OUTCOMES / f"{job}.json") for job in range(number))
+    found = (json_if_any(folder / OUTCOMES / f"{job}.json") for job in range(number))
     return [outcome or {"failed": DIED} for outcome in found]
 
 

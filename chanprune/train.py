@@ -17,6 +17,8 @@ from chanprune import cli, ranks
 from chanprune.control import control
 from chanprune.errors import UserError
 from chanprune.pipeline.widths import kept_widths
+from chanprune.reading import text_of
+from chanprune.records import read_summary
 from chanprune.run_dir import (
     NOT_RECORDED,
     OURS,
@@ -76,6 +78,7 @@ class Asked:
         run_dir: The run's directory.
         overwrite: Whether the run that is there is replaced.
         cache_dir: Where trained stages are kept for other runs, if they are.
+        control: Of a control, its "name" and the run that it is "of".
     """
 
     config: dict[str, Any]
@@ -83,6 +86,7 @@ class Asked:
     run_dir: Path
     overwrite: bool
     cache_dir: Path | None
+    control: Mapping[str, str] | None
 
 
 def _do_together(asked: Asked) -> dict[str, str]:
@@ -148,7 +152,9 @@ def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
         if _is_whole(found):  # another process was faster
             return _tell_finished(run_dir)
         if found.state == "nothing":
-            environment = {**describe_environment(), **where_it_begins(run_dir), **images}
+            origin = {"control": dict(asked.control)} if asked.control else {}
+            where = where_it_begins(run_dir)
+            environment = {**describe_environment(), **where, **images, **origin}
             begin(run_dir, {"config": asked.config, "environment": environment})
         else:
             _compare_images(found, images, run_dir, here["dataset"])
@@ -156,7 +162,7 @@ def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
             go_on(run_dir, found)
         run(here, prepared, run_dir, asked.cache_dir, watch)
         seal(run_dir)
-    print(f"\n{(run_dir / 'table.md').read_text(encoding='utf-8')}")
+    print(f"\n{text_of(run_dir / 'table.md')}")
     written = [path.name for path in run_dir.iterdir() if path.name in OURS]
     print(f"in {run_dir}: {', '.join(sorted(written, key=OURS.index))}, tensorboard")
     for picture in sorted(run_dir.glob("*.png")):
@@ -170,7 +176,7 @@ def _is_whole(found: Found) -> bool:
 
 
 def _tell_finished(run_dir: Path) -> dict[str, str]:
-    print((run_dir / "table.md").read_text(encoding="utf-8"))
+    print(text_of(run_dir / "table.md"))
     print(f"{run_dir} holds this run, finished; run.overwrite=true runs it again")
     return _line(run_dir)
 
@@ -248,7 +254,9 @@ def _understood(composed: Mapping[str, Any]) -> Asked:
     config = validate(composed)
     apart = {key: config.pop(key) for key in NOT_RECORDED}
     run_dir = Path(apart["run"]["dir"]) if apart["run"]["dir"] else None
+    origin = None
     if apart["control"] is not None:
+        origin = {"name": apart["control"], "of": apart["control_of"]}
         config = control(apart["control"], Path(apart["control_of"]), root)
     elif apart["resume"] is not None:
         if run_dir or apart["run"]["overwrite"]:
@@ -264,7 +272,7 @@ def _understood(composed: Mapping[str, Any]) -> Asked:
     here = config if overwrite else located(run_dir, config, root)
     if apart["resume"] is None:
         _refuse_other_data(config["dataset"], here["dataset"], run_dir)
-    return Asked(config, here, run_dir, overwrite, cache_dir)
+    return Asked(config, here, run_dir, overwrite, cache_dir, origin)
 
 
 def _refuse_other_data(
@@ -288,11 +296,12 @@ def _refuse_changes(key: str, reason: str) -> None:
 
 
 def _line(run_dir: Path) -> dict[str, str]:
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    summary = read_summary(run_dir)
     return {
-        "test acc %": f"{100 * summary['accuracy']:.2f}",
-        "params": f"{summary['params']:,}",
-        "MACs": f"{summary['macs']:,}",
+        "val acc %": f"{100 * summary.final.val_accuracy:.2f}",
+        "test acc %": f"{100 * summary.accuracy:.2f}",
+        "params": f"{summary.params:,}",
+        "MACs": f"{summary.macs:,}",
         "run": str(run_dir),
     }
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from chanprune import data, load
 from chanprune.channels import DamageOptions, Unit, expected_damage, selective_units, trace
 from chanprune.drawing import plt
 from chanprune.pipeline.pictures import save, short
+from chanprune.reading import yaml_of
 
 HISTOGRAMS = 12
 BATCH = 250
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     model = load(options.run).eval()
-    config = yaml.safe_load((options.run / "config.yaml").read_text(encoding="utf-8"))["config"]
+    config = yaml_of(options.run / "config.yaml")["config"]
     dataset = data.load(seed=config["seed"], **config["dataset"])
     batches = data.sample_batches(dataset, batch_size=BATCH, seed=config["seed"], device="cpu")
     images = [x for x, _ in islice(batches.epoch(0), math.ceil(options.images / BATCH))]

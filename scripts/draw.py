@@ -8,14 +8,12 @@ python scripts/draw.py shares --out shares.png RUN ...   accuracy over active sh
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from chanprune.pipeline.pictures import draw_levels, draw_scales_by_channel, draw_shares
 from chanprune.pipeline.table import levels_by_stage
+from chanprune.reading import json_of, yaml_of
 
 
 def main() -> None:
@@ -48,7 +46,7 @@ def shares(runs: list[Path]) -> dict[str, dict[float, list[float]]]:
     """Return method -> share of the channels that stayed -> test accuracies of its runs."""
     curves: dict[str, dict[float, list[float]]] = {}
     for run in runs:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["config"]
+        config = yaml_of(run / "config.yaml")["config"]
         method, prune = config["method"], config["prune"]
         label = method["name"] + (", widths of CUCB" if prune["widths"] else "")
         if method["name"] == "cucb":
@@ -69,9 +67,9 @@ def scales(run: Path) -> dict[str, list[float]]:
 def read(path: Path) -> Any:
     """Read a JSON file of a run."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SystemExit(f"{path} cannot be read: {error.strerror}") from error
+        return json_of(path)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} cannot be read: {error}") from error
 
 
 if __name__ == "__main__":

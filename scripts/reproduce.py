@@ -37,6 +37,7 @@ from chanprune.methods import METHODS, PruneOptions, Setting
 from chanprune.models import architecture, build
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser, setting_of
 from chanprune.published import COLUMNS, Row, Table, bounds, like, read, verdict
+from chanprune.reading import json_of
 from chanprune.train import place
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "docs" / "published.yaml"
@@ -500,7 +501,7 @@ def is_finished(run_dir: Path) -> bool:
 
 def stage_of(run_dir: Path, row: Row) -> dict[str, Any]:
     """Return the line of a run's summary that a row prints."""
-    stages = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["stages"]
+    stages = json_of(run_dir / "summary.json")["stages"]
     fitting = [s for s in stages if f"{s['stage']} ".startswith(f"{row.stage} ".lstrip())]
     return [s for s in fitting if s["fidelity"] == float(row.level)][-1]
 
@@ -509,7 +510,7 @@ def stage_line(name: str, places: Sequence[Path]) -> dict[str, str]:
     """Return the mean accuracies of all stages of some runs, stage by stage."""
     by_stage: dict[str, list[float]] = {}
     for place_ in places:
-        stages = json.loads((place_ / "summary.json").read_text(encoding="utf-8"))["stages"]
+        stages = json_of(place_ / "summary.json")["stages"]
         for stage in stages:
             if stage["fidelity"] == 1:
                 key = stage["stage"].partition(" (")[0]

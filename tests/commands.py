@@ -8,7 +8,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,29 @@ def _become(
     finally:
         if fault:
             fault.tell()
+
+
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a fork of its own, for its memory to be measured; return its result."""
+    receiver, sender = _forks.Pipe(duplex=False)
+    process = _forks.Process(target=_tell, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        result = RuntimeError("the child ended without a word")
+    process.join()
+    if isinstance(result, str):
+        raise AssertionError(result)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _tell(sender: Any, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    torch.set_num_threads(1)
+    try:
+        sender.send(function(*arguments))
+    except BaseException:
+        sender.send(traceback.format_exc())

@@ -42,6 +42,8 @@ def test_every_control_has_the_run_s_cost_and_options(folder):
     assert len(runs) == len(CONTROLS)
     for path in runs:
         found, config = summary(path), recorded(path)
+        control = yaml.safe_load((path / "config.yaml").read_text())["environment"]["control"]
+        assert control["name"] in CONTROLS and control["of"] == "run"
         assert config["seed"] == 0 and config["dataset"] == recorded(folder / "run")["dataset"]
         if config["prune"]["widths"] or config["model"]["name"] == "compact":
             assert (found["params"], found["macs"]) == (whole["params"], whole["macs"])

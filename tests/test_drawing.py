@@ -15,7 +15,14 @@ from chanprune.report_page import _as_svg
 ROOT = Path(__file__).parents[1]
 NAMES = ["p$_$^{x", "$\\frac{1}$ \\$x$", "$$ a_b^c \N{CJK UNIFIED IDEOGRAPH-65E5}\a\n"]
 LINES = [{"epoch": n, "churn": 0.5, "released.$_$^{": 2, "active_share.$_$^{": 0.5} for n in (1, 2)]
-RUN = {"macs": 1e6, "accuracy": 0.9, "ratio": 0.5, "scores": {"a": [1e-3, 0.5]}, "kept": {"a": 1}}
+RUN = {
+    "macs": 1e6,
+    "accuracy": 0.9,
+    "test_accuracy": 0.8,
+    "ratio": 0.5,
+    "scores": {"a": [1e-3, 0.5]},
+    "kept": {"a": 1},
+}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from chanprune.errors import RunError
-from chanprune.files import make_folder, read_json, replace, write_text
+from chanprune.files import make_folder, replace, write_text
+from chanprune.reading import json_if_any
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was(error, tmp_path):
 def test_what_is_not_json_reads_as_nothing(content, tmp_path):
     if content is not None:
         (tmp_path / "file").write_bytes(content)
-    assert read_json(tmp_path / "file") is None
+    assert json_if_any(tmp_path / "file") is None
 
 
 def test_a_folder_that_is_there_is_left_alone(disk, tmp_path):

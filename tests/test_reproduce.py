@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from chanprune.cli import config_dir
 from chanprune.published import Table, bounds, like, number, read, verdict
@@ -87,6 +89,23 @@ def test_verdicts():
     assert verdict([91.0], "88.5", "params_pruned", table, "") == "within 3"
     assert verdict([60.0], "67..86", "params_pruned", table, "") == "outside 3"
     assert verdict([9.0], "0.0..", "difference", table, "") == "within 0.5"
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=5), st.floats(0, 100))
+def test_a_verdict_is_of_the_mean_over_all_seeds(values, printed):
+    """Neither of the best seed nor of the first, above the figure or below."""
+    table = Table("t", "", "", "flops", "all", {"points": 0.5, "counts": 0.1, "shares": 3}, [], {})
+    off = abs(sum(values) / len(values) - float(f"{printed:.2f}"))
+    assume(abs(off - 0.5) > 1e-6)
+    told = verdict(values, f"{printed:.2f}", "error", table, "")
+    assert told == ("within 0.5" if off < 0.5 else "outside 0.5")
+
+
+@pytest.mark.parametrize("values", [[6.2, 8.2], [4.2, 6.2], [6.2, 6.3, 9.9], [0.0, 12.4]])
+def test_one_seed_that_meets_a_figure_does_not_meet_it_for_all(values):
+    table = Table("t", "", "", "flops", "all", {"points": 0.5, "counts": 0.1, "shares": 3}, [], {})
+    met = abs(sum(values) / len(values) - 6.2) <= 0.5
+    assert verdict(values, "6.20", "error", table, "").startswith("within" if met else "outside")
 
 
 def test_a_shortened_schedule_keeps_the_travel():

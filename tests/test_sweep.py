@@ -27,8 +27,11 @@ def test_a_job_that_fails_stops_no_other_and_what_is_done_stays_done(tmp_path):
     assert [row["prune.ratio"] for row in found] == ["0.3", "0.97", "0.5"]
     assert "the floors leave only" in found[1]["reason"] and found[1]["reason"] in swept.stdout
     assert swept.stdout.count("has trained the same; its result is taken") == 1
-    accuracy = json.loads((tmp_path / found[2]["run"] / "summary.json").read_text())["accuracy"]
-    assert found[2]["test acc %"] == f"{100 * accuracy:.2f}"
+    summary = json.loads((tmp_path / found[2]["run"] / "summary.json").read_text())
+    last = [stage for stage in summary["stages"] if stage["fidelity"] == 1][-1]
+    assert found[2]["val acc %"] == f"{100 * last['val_accuracy']:.2f}"
+    assert found[2]["test acc %"] == f"{100 * summary['accuracy']:.2f}"
+    assert list(found[2]).index("val acc %") < list(found[2]).index("test acc %")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/digits/*/*.json")}
     again = train("-m", *TINY, RATIOS, cwd=tmp_path)
     assert again.returncode == 3 and rows(tmp_path) == found

@@ -24,6 +24,7 @@ from chanprune.channels.damage import DamageOptions, expected_damage
 from chanprune.channels.expanded import Expanded, expand, expanded, rebuild
 from chanprune.channels.fidelity import Fidelity, fidelity_groups, prefix_plan
 from chanprune.channels.graph import ChannelGraph, ChannelGroup
+from chanprune.channels.indices import index_widths, refuse_odd_indices
 from chanprune.channels.modes import evaluating, keeping_random_numbers
 from chanprune.channels.order import order_by
 from chanprune.channels.plan import Plan
@@ -74,6 +75,7 @@ __all__ = [
     "filter_scores",
     "find_cliff",
     "gather",
+    "index_widths",
     "keeping_random_numbers",
     "masked",
     "narrow",
@@ -82,8 +84,9 @@ __all__ = [
     "rebuild",
     "recalibrate",
     "rowwise_batch_norms",
-    "scale_scores",
+    "refuse_odd_indices",
     "rewire",
+    "scale_scores",
     "scatter",
     "select_above",
     "select_global",

@@ -232,8 +232,17 @@ def wiring(model: nn.Module) -> dict[str, dict[str, list[int]]]:
 
 
 def rewire(model: nn.Module, wiring: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give a network, in place, the copies that `wiring` describes; their shifts are zero."""
+    """Give a network, in place, the copies that `wiring` describes; their shifts are zero.
+
+    Raises:
+        ValueError: There is no such layer, or it has no such channels.
+    """
     for name, own in wiring.items():
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.BatchNorm2d | nn.Conv2d)
-        allow_copies(layer).read_copies(torch.tensor(own["slots"]), torch.tensor(own["sources"]))
+        layer = dict(model.named_modules()).get(name)
+        if not isinstance(layer, nn.BatchNorm2d | nn.Conv2d):
+            raise ValueError(f"{name} is no layer that can have copies")
+        copying = allow_copies(layer)
+        slots, sources, width = own["slots"], own["sources"], len(copying.index)
+        if not len(slots) == len(set(slots)) == len(sources) or max([*slots, *sources]) >= width:
+            raise ValueError(f"{name} has {width} channels, and its copies are of others")
+        copying.read_copies(torch.tensor(slots), torch.tensor(sources))

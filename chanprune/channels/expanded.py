@@ -102,12 +102,25 @@ def expanded(conv: Copying) -> tuple[Expanded, dict[str, Any]]:
 
 
 def rebuild(model: nn.Module, described: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace convolutions, in place, by what `expand` described; their weights have no meaning."""
+    """Replace convolutions, in place, by what `expand` described; their weights have no meaning.
+
+    Raises:
+        ValueError: There is no such convolution, or it has no such channels.
+    """
     for name, own in described.items():
-        conv = model.get_submodule(name)
-        assert isinstance(conv, nn.Conv2d)
-        model.set_submodule(name, _built(conv, own).to(conv.weight.device))
+        conv = dict(model.named_modules()).get(name)
+        if not isinstance(conv, nn.Conv2d) or conv.kernel_size != (1, 1):
+            raise ValueError(f"{name} is no 1x1 convolution")
+        refuse_others(name, [*own["own"], *own["copied"]], conv.in_channels)
+        model.set_submodule(name, _built(conv, own))
+
+
+def refuse_others(name: str, channels: Sequence[int], width: int) -> None:
+    """Refuse numbers that are repeated or not those of a layer's channels; raises ValueError."""
+    if len(set(channels)) < len(channels) or not all(0 <= c < width for c in channels):
+        raise ValueError(f"{name} has {width} channels, and is told to read others, or one twice")
 
 
 def _built(conv: nn.Conv2d, own: Mapping[str, Any]) -> Expanded:
-    return Expanded(own["own"], own["copied"], conv.out_channels, own["radius"], conv.stride)
+    with conv.weight.device:
+        return Expanded(own["own"], own["copied"], conv.out_channels, own["radius"], conv.stride)

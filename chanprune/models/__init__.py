@@ -67,10 +67,14 @@ def build(
 
 def build_skeleton(**architecture: Any) -> nn.Module:
     """Build a network on the meta device, without values; see `build`."""
-    if architecture.get("library") is not None:
+    try:
+        with torch.device("meta"):
+            return build(**architecture)
+    except RuntimeError:
+        if architecture.get("library") is None:
+            raise
+        # A few of the libraries' networks compute with tensors how they are built.
         return build(**architecture).to("meta")
-    with torch.device("meta"):
-        return build(**architecture)
 
 
 def architecture(

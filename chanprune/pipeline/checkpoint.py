@@ -19,6 +19,7 @@ from chanprune.channels import Bank, Plan
 from chanprune.methods import Method
 from chanprune.pipeline.cost import Cost
 from chanprune.pipeline.files import write_tensors
+from chanprune.reading import refuse_irregular
 
 NEWEST, BEFORE = "state.safetensors", "previous.safetensors"
 NUMBERS = ("epoch", "batch", "seconds", "best_score", "best_epoch", "metrics")
@@ -164,6 +165,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: It is not whole.
     """
     try:
+        refuse_irregular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

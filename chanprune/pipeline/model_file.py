@@ -5,7 +5,6 @@ A compact network is loaded from its architecture, its plan and its tensors; no 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from chanprune.channels import (
     ChannelGraph,
@@ -25,21 +22,16 @@ from chanprune.channels import (
     Plan,
     State,
     compact,
-    rebuild,
-    rewire,
-    trace,
 )
 from chanprune.data.image import fit, pixels
 from chanprune.errors import UserError
 from chanprune.files import write_json
-from chanprune.models import build_skeleton
 from chanprune.pipeline.files import write_tensors
+from chanprune.pipeline.restore import LEVEL, restore
+from chanprune.records import FORMAT, read_model
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
-
-FORMAT = 1
-LEVEL = "level:"
 
 
 @dataclass(frozen=True)
@@ -134,16 +126,18 @@ def load(path: str | Path) -> nn.Module:
     """
     folder = Path(path)
     folder = folder if folder.is_dir() else folder.parent
-    description = _read_description(folder / "model.json")
-    tensors = _read_tensors(folder / "model.safetensors")
-    try:
-        model = _restore(description, tensors)
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the model in {folder} is damaged: {reason}") from error
-    return model
+    description = read_model(folder)
+    model, graph, statistics = restore(description, folder / "model.safetensors")
+    fidelity = Fidelity(model, graph, statistics)
+    model.fidelity = fidelity  # type: ignore[assignment]
+    model.set_fidelity = fidelity.set  # type: ignore[assignment]
+    images = description.preprocess
+    preprocessing = Preprocessing(description.input_shape, tuple(images.mean), tuple(images.std))
+    model.input_shape = description.input_shape  # type: ignore[assignment]
+    model.class_names = tuple(description.class_names)  # type: ignore[assignment]
+    model.preprocessing = preprocessing  # type: ignore[assignment]
+    model.preprocess = preprocessing.transform()
+    return model.eval()
 
 
 def original(options: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
@@ -157,13 +151,13 @@ def original(options: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
     """
     if options["name"] != "compact":
         return dict(options), Plan({})
-    description = _read_description(Path(options["run"]) / "model.json")
-    if description.get("copies") or description.get("expanded"):
+    description = read_model(Path(options["run"]))
+    if description.copies or description.expanded:
         raise UserError(
             f"model.run={options['run']}: that network reads copies of channels, whose shifts were "
             "learned; there is no such network before training"
         )
-    return dict(description["architecture"]), Plan.from_json(description["plan"])
+    return description.architecture.model_dump(exclude_none=True), Plan(description.plan)
 
 
 def compact_afresh(
@@ -206,57 +200,3 @@ def extract(model: nn.Module, level: float) -> nn.Module:
     for name in ("fidelity", "set_fidelity"):
         delattr(small, name)
     return small
-
-
-def _restore(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    architecture = dict(description["architecture"])
-    input_shape = tuple(description["input_shape"])
-    original = build_skeleton(**architecture)
-    rebuild(original, description.get("expanded", {}))
-    rewire(original, description.get("copies", {}))
-    plan = Plan.from_json(description["plan"])
-    compacted = compact(original, trace(original, input_shape), plan, check=False)
-    model = compacted.model
-    statistics: dict[float, State] = {}
-    state: State = {}
-    for name, tensor in tensors.items():
-        if name.startswith(LEVEL):
-            level, _, own = name.removeprefix(LEVEL).partition(":")
-            statistics.setdefault(float(level), {})[own] = tensor
-        else:
-            state[name] = tensor
-    model.load_state_dict(state, assign=True)
-    fidelity = Fidelity(model, compacted.graph, statistics)
-    model.fidelity = fidelity  # type: ignore[assignment]
-    model.set_fidelity = fidelity.set  # type: ignore[assignment]
-    preprocessing = Preprocessing(
-        input_shape,
-        tuple(description["preprocess"]["mean"]),
-        tuple(description["preprocess"]["std"]),
-    )
-    model.input_shape = input_shape  # type: ignore[assignment]
-    model.class_names = tuple(description["class_names"])  # type: ignore[assignment]
-    model.preprocessing = preprocessing  # type: ignore[assignment]
-    model.preprocess = preprocessing.transform()
-    return model.eval()
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"there is no model in {path.parent}: {path.name} is missing") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: it is not JSON") from error
-    if description.get("format") != FORMAT:
-        found = description.get("format")
-        raise UserError(f"{path} has format {found}; this version reads format {FORMAT}")
-    return description
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        reason = "it is missing" if not path.exists() else str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read: {reason}") from error

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.files import flush, json_lines, write_text
+from chanprune.reading import text_of
 
 METRICS = "metrics.jsonl"
 QUIET = ("executed_macs", "activation_bytes")
@@ -106,8 +107,13 @@ class Record:
     def _rewrite(self) -> None:
         """Let metrics.jsonl hold the lines so far, and nothing else."""
         text = json_lines(self._lines)
-        there = self._path.read_bytes() if self._path.exists() else b""
-        if there != text.encode():
+        try:
+            there = text_of(self._path)
+        except FileNotFoundError:
+            there = ""
+        except (OSError, ValueError):
+            there = None
+        if there != text:
             write_text(self._path, text)
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -33,7 +33,6 @@ from chanprune.files import (
     flush_folder,
     make_folder,
     part_of,
-    read_json,
     replace,
     write_json,
     write_text,
@@ -43,6 +42,7 @@ from chanprune.pipeline.checkpoint import BEFORE, NEWEST, CheckpointError, epoch
 from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.prepare import Prepared
 from chanprune.pipeline.record import Record
+from chanprune.reading import json_if_any
 
 FORMAT = 2  # to be raised when a checkpoint's layout, or what training does, changes
 PLACES = {"root", "weights", "run"}  # options that say where something is, not what
@@ -193,7 +193,7 @@ class StageCache:
 
     def _last_maker(self) -> dict[str, str] | None:
         """Return the signature of the run that began to make the entry, if it is still there."""
-        match read_json(self._maker):
+        match json_if_any(self._maker):
             case {"run": str(run), "config": str(config)} if _checksum(Path(run)) == config:
                 return {"run": run, "config": config}
         return None

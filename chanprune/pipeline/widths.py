@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from chanprune.errors import UserError
+from chanprune.records import read_plan
 
 
 def kept_widths(run_dir: Path) -> dict[str, int]:
@@ -15,9 +15,8 @@ def kept_widths(run_dir: Path) -> dict[str, int]:
         UserError: No finished run is there.
     """
     try:
-        plan = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
-        return {name: len(kept) for name, kept in plan["kept"].items()}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return {name: len(kept) for name, kept in read_plan(run_dir).kept.items()}
+    except (OSError, ValueError) as error:
         raise UserError(
             f"prune.widths={run_dir}: there is no plan.json of a finished run"
         ) from error

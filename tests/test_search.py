@@ -31,9 +31,10 @@ def search_by_formula(folder, dies_in):
         if next(calls) == dies_in:
             os.kill(os.getpid(), signal.SIGKILL)
         ratio = composed["prune"]["ratio"]
-        row = {"fidelity": 1, "val_accuracy": 1 - abs(ratio - 0.7), "macs": int(1e6 * (1 - ratio))}
+        row = {"test_accuracy": 1 - ratio, "macs": int(1e6 * (1 - ratio)), "fidelity": 1.0}
+        stages = [{**row, "val_accuracy": 0.0}, {**row, "val_accuracy": 1 - abs(ratio - 0.7)}]
         folder.mkdir(exist_ok=True)
-        summary = {"accuracy": 1 - ratio, "stages": [{**row, "val_accuracy": 0.0}, row]}
+        summary = {"accuracy": 1 - ratio, "params": 1, "macs": 1, "cost": {}, "stages": stages}
         (folder / "summary.json").write_text(json.dumps(summary))
         return {"run": str(folder)}
 

@@ -34,6 +34,35 @@ def network(kernel: int, padding: int, **options) -> nn.Module:
     return randomise(model, 0).double()
 
 
+IN_PLACE = {
+    "ReLU": nn.ReLU,
+    "Hardsigmoid": nn.Hardsigmoid,
+    "Threshold": lambda inplace: nn.Threshold(0.5, 2.0, inplace),
+    "ELU": lambda inplace: nn.ELU(inplace=inplace),
+    "Hardswish": nn.Hardswish,
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_what_an_activation_writes_over_is_not_taken_for_a_constant(name):
+    """Channels that emit nothing go; the layers in front of them lose nothing."""
+    results = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        first = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), IN_PLACE[name](inplace))
+        rest = (conv_norm(6, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+        model = randomise(nn.Sequential(first, *rest), 0).double().eval()
+        norm = model.get_submodule("1.1")
+        with torch.no_grad():
+            norm.weight[:4], norm.bias[:4] = 0, 0
+        error, absorbed = error_of(
+            model, trace(model, SMALL_SHAPE), Plan({"1.0": range(4, 8)}), "bias"
+        )
+        assert error < 1e-12 and absorbed["1.0"].exact
+        results.append(absorbed)
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (3, 0)])
 def test_unpadded_convolutions_absorb_exactly(kernel, padding, bias):

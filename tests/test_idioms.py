@@ -432,3 +432,11 @@ def test_what_a_batch_norm_takes_out_itself_need_not_be_absorbed():
     small = compact(net, graph, Plan({"a.0": range(0, 8, 2)}), absorb="bias").model
     images = torch.randn(4, *SMALL_SHAPE, dtype=torch.float64)
     torch.testing.assert_close(small(images), net(images))
+
+
+def test_zeros_on_both_sides_of_the_channels_are_groups_of_their_own():
+    net = network(lambda net, x: net.fc(F.pad(net.a(x), (0, 0, 0, 0, 3, 5)).mean((2, 3))))
+    net.fc = nn.Linear(24, 5).double()
+    graph = trace(net, SHAPE)
+    assert sum(group.size for group in graph.groups.values()) == graph.num_channels
+    assert compact(net, graph, Plan({"a.0": range(8)})).max_error < 1e-9

@@ -134,21 +134,25 @@ class _Constants(fx.Interpreter):
         """Remember the node: what becomes of an output depends on who reads it.
 
         Where nothing lacks in front of an operation, nothing lacks behind it, though it may make
-        something of zeros; only what a product multiplies others with is kept as it is.
+        something of zeros; only what a product multiplies others with is kept as it is. Whether it
+        lacks is asked before, as an operation may write its result over what it reads.
         """
         self.node = n
-        result = super().run_node(n)
         sources = [source for source in n.all_input_nodes if source in self.of_images]
+        read = [self.env[source] for source in sources if source not in self.factors]
+        lacking = [value for value in read if isinstance(value, Tensor)]
+        lacks = any(value.any() for value in lacking)
+        result = super().run_node(n)
         is_layer = self._layer_of(n) is not None
         if sources or is_layer or n.op == "placeholder":
             self.of_images.add(n)
-        lacking = [self.env[source] for source in sources if source not in self.factors]
-        lacks = any(isinstance(value, Tensor) and value.any() for value in lacking)
         if is_layer or lacks or not sources or not isinstance(result, Tensor):
             return result
         if self._is_factor(n):
             self.factors.add(n)
             return result
+        for value in lacking:
+            value.zero_()
         return torch.zeros_like(result)
 
     def _is_factor(self, node: fx.Node) -> bool:

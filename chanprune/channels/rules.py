@@ -568,7 +568,8 @@ def _pad(walk: Walk, node: fx.Node) -> ChannelNumbers:
         raise walk.unsupported(node, "pads channels by a number that is computed")
     if min(before, after) < 0 or any(ends[2 * (rank - 1) :]):
         raise walk.unsupported(node, "pads the batch or cuts channels")
-    zeros = [walk.numbering.zeros(size, node.name) for size in (before, after)]
+    names = (f"{node.name}.before", f"{node.name}.behind")
+    zeros = [walk.numbering.zeros(*each) for each in zip((before, after), names, strict=True)]
     return np.concatenate([zeros[0], walk.source(node), zeros[1]])
 
 

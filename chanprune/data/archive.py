@@ -28,6 +28,7 @@ class Archive:
     path: Path
     _opened: zipfile.ZipFile | None = field(default=None, repr=False)
     _opened_by: int | None = field(default=None, repr=False)
+    _members: dict[str, zipfile.ZipInfo] = field(default_factory=dict, repr=False)
 
     def members(self) -> list[str]:
         """List all files and directories (ending in /), relative to the archive.
@@ -42,7 +43,8 @@ class Archive:
             raise UserError(
                 f"dataset.root={self.path}: {error.filename} cannot be read: {error.strerror}"
             ) from error
-        return self._zip().namelist()
+        self._zip()
+        return list(self._members)
 
     def read(self, member: str) -> Image.Image:
         """Decode one image, see `decode`.
@@ -64,7 +66,7 @@ class Archive:
             raise UserError(f"it has {size >> 20:,} MiB, and {MAX_FILE >> 20} are the most")
         if self.path.is_dir():
             return (self.path / member).read_bytes()
-        return self._zip().read(member)
+        return self._zip().read(self._members[member])
 
     def size(self, member: str) -> int:
         """Return how many bytes a file has.
@@ -73,7 +75,7 @@ class Archive:
             UserError: It is no regular file.
         """
         if not self.path.is_dir():
-            return self._zip().getinfo(member).file_size
+            return self._member(member).file_size
         about = (self.path / member).stat()
         if not stat.S_ISREG(about.st_mode):
             raise UserError("it is no regular file")
@@ -81,7 +83,7 @@ class Archive:
 
     def checksum(self, member: str) -> int:
         """Return the checksum of a file that a zip archive holds; 0 in a directory."""
-        return 0 if self.path.is_dir() else self._zip().getinfo(member).CRC
+        return 0 if self.path.is_dir() else self._member(member).CRC
 
     def times(self, member: str) -> tuple[int, ...]:
         """Return what changes when a file of a directory is written or renamed."""
@@ -89,6 +91,10 @@ class Archive:
             return ()
         about = (self.path / member).stat()
         return about.st_mtime_ns, about.st_ctime_ns, about.st_ino
+
+    def _member(self, member: str) -> zipfile.ZipInfo:
+        self._zip()
+        return self._members[member]
 
     def _zip(self) -> zipfile.ZipFile:
         if self._opened is None or self._opened_by != os.getpid():
@@ -103,6 +109,7 @@ class Archive:
                 )
             try:
                 self._opened, self._opened_by = zipfile.ZipFile(self.path), os.getpid()
+                self._members = {_plain(info.filename): info for info in self._opened.infolist()}
             except (OSError, zipfile.BadZipFile) as error:
                 raise UserError(
                     f"dataset.root={self.path} is not a readable zip archive: {error}"
@@ -110,7 +117,14 @@ class Archive:
         return self._opened
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self.path, "_opened": None, "_opened_by": None}
+        return {"path": self.path, "_opened": None, "_opened_by": None, "_members": {}}
+
+
+def _plain(name: str) -> str:
+    """Write a member's name with single slashes, whatever tool made the archive."""
+    name = name if "/" in name else name.replace("\\", "/")
+    parts = [part for part in name.split("/") if part not in {"", "."}]
+    return "/".join(parts) + "/" * name.endswith("/")
 
 
 def _walk(root: Path) -> Iterator[str]:

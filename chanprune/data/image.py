@@ -14,6 +14,7 @@ from chanprune.errors import UserError
 
 MAX_PIXELS = 2**27
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+SIXTEEN_BIT_AS_32 = ("PNG", "PPM")  # formats that have no more bits, whatever Pillow makes of them
 WITHOUT_RANGE = {"I": "32-bit integers", "F": "floating-point numbers"}
 
 
@@ -44,13 +45,16 @@ def eight_bit(image: Image.Image) -> Image.Image:
             f"it has {image.width:,} x {image.height:,} pixels, and {MAX_PIXELS:,} are the most; "
             "make it smaller"
         )
-    if image.mode in WITHOUT_RANGE:
+    is_sixteen_bit = image.mode in SIXTEEN_BIT or (
+        image.mode == "I" and image.format in SIXTEEN_BIT_AS_32
+    )
+    if image.mode in WITHOUT_RANGE and not is_sixteen_bit:
         raise UserError(
             f"its pixels are {WITHOUT_RANGE[image.mode]}, whose range is not known; "
             "save it with 8 or 16 bits"
         )
     upright = ImageOps.exif_transpose(image)
-    if upright.mode in SIXTEEN_BIT:
+    if is_sixteen_bit:
         scaled = (np.asarray(upright).astype(np.uint32) * 255 + 32767) // 65535
         return Image.fromarray(scaled.astype(np.uint8))
     try:

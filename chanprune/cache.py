@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from tabulate import tabulate
 
 from chanprune.errors import UserError, one_line
-from chanprune.reading import json_if_any
+from chanprune.reading import json_if_any, text_of
 from chanprune.texts import printable
 
 ABOUT, MARK = "about.json", "CACHEDIR.TAG"
@@ -88,8 +88,8 @@ def is_marked(folder: Path) -> bool:
     if folder.is_symlink() or (folder / MARK).is_symlink():
         return False
     try:
-        return (folder / MARK).read_bytes() == MARKED.encode()
-    except OSError:
+        return text_of(folder / MARK) == MARKED
+    except (OSError, ValueError):
         return False
 
 

@@ -1,6 +1,7 @@
 """The cache lists and deletes what bears its mark; a damaged entry costs a training."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -116,3 +117,9 @@ def test_a_damaged_entry_costs_a_training(name, damage, tmp_path):
         assert_same_end(tmp_path / f"{number}", tmp_path / "first", summary, expected)
     assert "vgg11" in cache("list", cwd=tmp_path)
     assert "1 of 1 train stages deleted" in cache("prune", cwd=tmp_path)
+
+
+def test_a_pipe_in_the_place_of_the_mark_is_no_mark(tmp_path):
+    (tmp_path / "cache/odd").mkdir(parents=True)
+    os.mkfifo(tmp_path / "cache/odd" / MARK)
+    assert "0 train stages" in cache("list", cwd=tmp_path)

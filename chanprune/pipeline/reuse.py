@@ -42,7 +42,7 @@ from chanprune.pipeline.checkpoint import BEFORE, NEWEST, CheckpointError, epoch
 from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.prepare import Prepared
 from chanprune.pipeline.record import Record
-from chanprune.reading import json_if_any
+from chanprune.reading import json_if_any, text_of
 
 FORMAT = 2  # to be raised when a checkpoint's layout, or what training does, changes
 PLACES = {"root", "weights", "run"}  # options that say where something is, not what
@@ -225,8 +225,8 @@ class StageCache:
 def _checksum(run_dir: Path) -> str:
     """Return a hash of a run's recorded configuration; "" if it cannot be read."""
     try:
-        return hashlib.sha256((run_dir / "config.yaml").read_bytes()).hexdigest()
-    except OSError:
+        return hashlib.sha256(text_of(run_dir / "config.yaml").encode()).hexdigest()
+    except (OSError, ValueError):
         return ""
 
 

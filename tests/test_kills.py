@@ -137,8 +137,8 @@ def test_a_kill_at_some_file_operations_costs_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_kill_at_any_file_operation_costs_nothing(name, tmp_path):
-    """All states of one method; of each other a third, and of the next one the next third."""
-    places = slice(list(METHODS).index(name) % 3, None, 1 if name == "slimming" else 3)
+    """All states of one method; of each other a sixth, and of the next one the next sixth."""
+    places = slice(list(METHODS).index(name) % 6, None, 1 if name == "slimming" else 6)
     number, _ = kill_everywhere(of_run(name), tmp_path, places)
     assert number > 80
 

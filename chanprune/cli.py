@@ -36,7 +36,7 @@ Task = Callable[[dict[str, Any]], Mapping[str, str] | None]
 Check = Callable[[dict[str, Any]], Path]
 QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
 QUIET += ["hydra/hydra_logging=none", "hydra.sweep.subdir=."]
-SWEEP_DIR = "hydra.sweep.dir="
+SWEEP_DIR = "hydra.sweep.dir"
 TRUST = "--trust-config"
 NOT_TAKEN = {"--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun"}
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w./@]*)=(.*)", re.DOTALL)
@@ -189,11 +189,12 @@ def _hydra_errors() -> Iterator[None]:
 @contextlib.contextmanager
 def _sweep_folder(overrides: Sequence[str], check: Check | None) -> Iterator[Path]:
     """Find where a sweep's own files go: the same folder for the same command."""
-    given = [a.removeprefix(SWEEP_DIR) for a in overrides if a.startswith(SWEEP_DIR)]
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    given = [override.value() for override in parsed if override.key_or_group == SWEEP_DIR]
     if not ranks.is_first():
         given, check = [], None
     if given:
-        yield Path(given[-1])
+        yield Path(str(given[-1]))
     elif check is not None:
         yield Path("outputs", "sweeps", digest(sorted(overrides), 8))
     else:
@@ -216,7 +217,7 @@ def _sweep(
             sweep.check_jobs(jobs, config_name, partial(_on_plain, check))
     try:
         sweep.forget_outcomes(folder)
-        sys.argv.insert(1, f"{SWEEP_DIR}{folder}")
+        sys.argv.insert(1, _as_text(SWEEP_DIR, str(folder)))
         _call_hydra(config_name, sweep.KeepOutcome(partial(_on_plain, task), folder.resolve()))
     except SystemExit as leaving:
         if leaving.code in {128 + number for number in SIGNALS}:
@@ -329,9 +330,15 @@ def _quoted(argument: str, sweeps: bool) -> str:
     plus, key, value = re.fullmatch(OVERRIDE, argument).groups()  # type: ignore[union-attr]
     is_null = key in OPTIONAL_PATHS and value in {"", "null"}
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if key not in PATHS | OPTIONAL_PATHS or is_null or is_quoted or (sweeps and "," in value):
+    is_path = key in PATHS | OPTIONAL_PATHS | {SWEEP_DIR}
+    if not is_path or is_null or is_quoted or (sweeps and "," in value):
         return argument
-    return f"{plus}{key}={QuotedString(value, Quote.single).with_quotes()}"
+    return _as_text(f"{plus}{key}", value)
+
+
+def _as_text(key: str, value: str) -> str:
+    """Write KEY=VALUE so that Hydra takes the value as it stands."""
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def _config_folders(arguments: list[str]) -> list[Path]:

@@ -29,7 +29,7 @@ ALLOWED = {
     "channels": set(),
     "parallel": {"ranks", "errors", "channels"},
     "models": {"errors", "channels"},
-    "data": {"digest", "errors", "channels"},
+    "data": {"digest", "errors", "reading", "channels"},
     "methods": {"errors", "channels", "parallel"},
     "pipeline": {
         *("ranks", "digest", "errors", "files", "reading", "records", "drawing", "parallel"),

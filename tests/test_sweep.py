@@ -12,8 +12,8 @@ from tests.commands import TINY, call_afresh, start, train
 RATIOS = "prune.ratio=0.3,0.97,0.5"  # of the second one, the floors leave too few to drop
 
 
-def rows(folder):
-    (table,) = folder.glob("outputs/sweeps/*/table.csv")
+def rows(folder, table="outputs/sweeps/*/table.csv"):
+    (table,) = folder.glob(table)
     with table.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -65,12 +65,13 @@ def test_experiments_of_a_users_own_are_swept_and_checked(tmp_path):
     refused = train(*own, "experiment=a,c", cwd=tmp_path)
     assert refused.returncode == 2 and "job 1 of the sweep: odd: unknown key" in refused.stderr
     assert not (tmp_path / "outputs").exists()
-    swept = train(*own, "experiment=a,b", cwd=tmp_path)
+    swept = train(*own, "experiment=a,b", "hydra.sweep.dir=a + b (new)", cwd=tmp_path)
     assert swept.returncode == 0, swept.stderr
-    assert [row["experiment"] for row in rows(tmp_path)] == ["a", "b"]
+    found = rows(tmp_path, "a + b (new)/table.csv")
+    assert [row["experiment"] for row in found] == ["a", "b"]
     rates = {
         yaml.safe_load((tmp_path / row["run"] / "config.yaml").read_text())["config"]["train"]["lr"]
-        for row in rows(tmp_path)
+        for row in found
     }
     assert rates == {0.01, 0.02}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from PIL import Image
 
 from chanprune.data.image import decode
 from chanprune.errors import UserError
+from chanprune.reading import refuse_irregular
 
 MAX_FILE = 2**29
 
@@ -55,31 +55,37 @@ class Archive:
         try:
             return decode(self._content(member))
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{self.path}: the image {member} cannot be read ({reason}); replace or remove it"
-            ) from error
-
-    def _content(self, member: str) -> bytes:
-        size = self.size(member)
-        if size > MAX_FILE:
-            raise UserError(f"it has {size >> 20:,} MiB, and {MAX_FILE >> 20} are the most")
-        if self.path.is_dir():
-            return (self.path / member).read_bytes()
-        return self._zip().read(self._members[member])
+            raise self._unreadable(member, error) from error
 
     def size(self, member: str) -> int:
         """Return how many bytes a file has.
 
         Raises:
-            UserError: It is no regular file.
+            UserError: It is no regular file, or is not there.
         """
-        if not self.path.is_dir():
-            return self._member(member).file_size
-        about = (self.path / member).stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise UserError("it is no regular file")
-        return about.st_size
+        try:
+            return self._size(member)
+        except (OSError, ValueError) as error:
+            raise self._unreadable(member, error) from error
+
+    def _content(self, member: str) -> bytes:
+        size = self._size(member)
+        if size > MAX_FILE:
+            raise ValueError(f"it has {size >> 20:,} MiB, and {MAX_FILE >> 20} are the most")
+        if self.path.is_dir():
+            return (self.path / member).read_bytes()
+        return self._zip().read(self._member(member))
+
+    def _size(self, member: str) -> int:
+        if self.path.is_dir():
+            return refuse_irregular(self.path / member)
+        return self._member(member).file_size
+
+    def _unreadable(self, member: str, error: Exception) -> UserError:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return UserError(
+            f"{self.path}: the image {member} cannot be read ({reason}); replace or remove it"
+        )
 
     def checksum(self, member: str) -> int:
         """Return the checksum of a file that a zip archive holds; 0 in a directory."""

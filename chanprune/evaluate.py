@@ -9,10 +9,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from chanprune import cli
-from chanprune.errors import UserError
-from chanprune.run_dir import checked_config, located
-from chanprune.schema import check_evaluate, refuse_missing_data
+from chanprune.config import cli
+from chanprune.config.recorded import checked_config
+from chanprune.config.schema import check_evaluate, refuse_missing_data
+from chanprune.processes.errors import UserError
+from chanprune.records.run_dir import located
 
 
 def main() -> None:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from chanprune.errors import UserError, one_line
-from chanprune.records import read_plan
-from chanprune.report_runs import Row, Run, gather, group
-from chanprune.report_table import CONFIDENCE, as_csv, baseline_of, line
+from chanprune.processes.errors import UserError, one_line
+from chanprune.records.schemas import read_plan
+from chanprune.show.report_runs import Row, Run, gather, group
+from chanprune.show.report_table import CONFIDENCE, as_csv, baseline_of, line
 
 if TYPE_CHECKING:
-    from chanprune.report_figures import Drawn
+    from chanprune.show.report_figures import Drawn
 
 FORMATS = ("table", "markdown", "csv", "latex", "html")
 TABLES = {"table": "simple", "markdown": "github", "latex": "latex_booktabs"}
@@ -57,8 +57,8 @@ def draw(rows: Sequence[Row], target: Path) -> None:
     Raises:
         UserError: The folder cannot be written.
     """
-    from chanprune.drawing import render
-    from chanprune.report_figures import figures
+    from chanprune.show.drawing import render
+    from chanprune.show.report_figures import figures
 
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -97,8 +97,8 @@ def report(
         *notes,
     ]
     if form == "html":
-        from chanprune.report_figures import figures
-        from chanprune.report_page import page
+        from chanprune.show.report_figures import figures
+        from chanprune.show.report_page import page
 
         methods = [row.config["method"]["name"] for row in ordered]
         return page(lines, methods, _heading(rows), figures(drawn(rows)).values(), told)
@@ -125,7 +125,7 @@ def drawn(rows: Sequence[Row]) -> list[Drawn]:
 
 
 def _drawn(row: Row, run: Run, is_first: bool) -> Drawn:
-    from chanprune.report_figures import Drawn
+    from chanprune.show.report_figures import Drawn
 
     dataset, model, *rest = row.name.split(" ")
     method = row.config["method"]

@@ -19,11 +19,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from tabulate import tabulate
 
-from chanprune import cli
-from chanprune.digest import digest
-from chanprune.errors import RunError, UserError, one_line
-from chanprune.files import write_text
-from chanprune.records import read_summary
+from chanprune.config import cli
+from chanprune.files.digest import digest
+from chanprune.files.writing import write_text
+from chanprune.processes.errors import RunError, UserError, one_line
+from chanprune.records.schemas import read_summary
 from chanprune.train import place, train
 
 if TYPE_CHECKING:
@@ -221,8 +221,8 @@ def _take_up(study: optuna.Study) -> set[int]:
 
 def _written(folder: Path, study: optuna.Study) -> str:
     """Write what was found; return the table of what no other trial beats in both."""
-    from chanprune.pareto import accuracy_over_macs
-    from chanprune.pipeline.pictures import save
+    from chanprune.show.pareto import accuracy_over_macs
+    from chanprune.show.pictures import save
 
     best = sorted(study.best_trials, key=lambda trial: trial.values[1])
     done = [trial for trial in study.trials if trial.values is not None]

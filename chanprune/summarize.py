@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from chanprune import cli
-from chanprune.schema import check_format, validate
+from chanprune.config import cli
+from chanprune.config.schema import check_format, validate
 
 if TYPE_CHECKING:
     from chanprune.channels import ChannelGraph, Counts
@@ -30,9 +30,9 @@ def summarize(composed: dict[str, Any]) -> None:
     config = validate(composed)
     from chanprune import data
     from chanprune.channels import UnsupportedNetwork, compact, count, trace
-    from chanprune.errors import UserError
     from chanprune.models import architecture, build_skeleton
     from chanprune.pipeline.model_file import original
+    from chanprune.processes.errors import UserError
 
     info = data.describe(**config["dataset"])
     options, plan = original(config["model"])

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from chanprune import cli, ranks
-from chanprune.control import control
-from chanprune.errors import UserError
+from chanprune.config import cli
+from chanprune.config.control import control
+from chanprune.config.recorded import NOT_RECORDED, checked_config
+from chanprune.config.schema import refuse_missing_data, validate
+from chanprune.files.reading import text_of
 from chanprune.pipeline.widths import kept_widths
-from chanprune.reading import text_of
-from chanprune.records import read_summary
-from chanprune.run_dir import (
-    NOT_RECORDED,
+from chanprune.processes import ranks
+from chanprune.processes.errors import UserError
+from chanprune.records.run_dir import (
     OURS,
     Found,
     begin,
-    checked_config,
     default_dir,
     go_on,
     located,
@@ -34,7 +34,7 @@ from chanprune.run_dir import (
     seal,
     where_it_begins,
 )
-from chanprune.schema import refuse_missing_data, validate
+from chanprune.records.schemas import read_summary
 
 if TYPE_CHECKING:
     from chanprune.pipeline.run import Watch
@@ -91,9 +91,9 @@ class Asked:
 
 def _do_together(asked: Asked) -> dict[str, str]:
     """Do a run as one of several processes, of which the first alone writes and speaks."""
-    from chanprune.parallel import joined
     from chanprune.pipeline.prepare import prepare
     from chanprune.pipeline.run import run
+    from chanprune.processes.parallel import joined
 
     with joined():
         _refuse_differences(asked.config)
@@ -116,7 +116,7 @@ def _look_together(asked: Asked) -> bool:
     Raises:
         UserError: The first one refuses the directory; in all of them.
     """
-    from chanprune.parallel import shared
+    from chanprune.processes.parallel import shared
 
     seen: bool | UserError = False
     if ranks.is_first():
@@ -216,7 +216,7 @@ def _refuse_differences(config: dict[str, Any]) -> None:
     Raises:
         UserError: In all of them.
     """
-    from chanprune.parallel import of_all
+    from chanprune.processes.parallel import of_all
 
     first, *others = of_all(dict(_flat(config)))
     for number, own in enumerate(others, start=1):

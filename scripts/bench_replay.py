@@ -31,9 +31,9 @@ from chanprune.methods import (
 )
 from chanprune.models import build
 from chanprune.pipeline.cost import Cost
-from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.updates import Updates
+from chanprune.processes.interruption import Interruption
 
 SHAPE = (3, 32, 32)
 STEPS = 50

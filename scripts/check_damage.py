@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from chanprune import data, load
 from chanprune.channels import DamageOptions, Unit, expected_damage, selective_units, trace
-from chanprune.drawing import plt
-from chanprune.pipeline.pictures import save, short
-from chanprune.reading import yaml_of
+from chanprune.files.reading import yaml_of
+from chanprune.show.drawing import plt
+from chanprune.show.pictures import save, short
 
 HISTOGRAMS = 12
 BATCH = 250

@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from chanprune.pipeline.pictures import draw_levels, draw_scales_by_channel, draw_shares
-from chanprune.pipeline.table import levels_by_stage
-from chanprune.reading import json_of, yaml_of
+from chanprune.files.reading import json_of, yaml_of
+from chanprune.show.pictures import draw_levels, draw_scales_by_channel, draw_shares
+from chanprune.show.table import levels_by_stage
 
 
 def main() -> None:

@@ -26,18 +26,19 @@ from tabulate import tabulate
 from torch import nn
 
 import chanprune
-from chanprune import cli, data
+from chanprune import data
 from chanprune.channels import Plan, count, count_plan, prefix_plan, trace
 from chanprune.channels.counting import Counts
-from chanprune.control import CONTROLS
+from chanprune.config import cli
+from chanprune.config.control import CONTROLS
 from chanprune.data.archive import Archive
 from chanprune.data.folder_index import index_of
-from chanprune.errors import RunError, UserError, one_line
+from chanprune.files.reading import json_of
 from chanprune.methods import METHODS, PruneOptions, Setting
 from chanprune.models import architecture, build
+from chanprune.papers.published import COLUMNS, Row, Table, bounds, like, read, verdict
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser, setting_of
-from chanprune.published import COLUMNS, Row, Table, bounds, like, read, verdict
-from chanprune.reading import json_of
+from chanprune.processes.errors import RunError, UserError, one_line
 from chanprune.train import place
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "docs" / "published.yaml"

@@ -22,7 +22,12 @@ TINY = (
     *("model=vgg11", "model.width=0.0625", "dataset.image_size=16"),
     *("train.epochs=1", "finetune.epochs=1", "device=cpu"),
 )
-SLOW_IMPORTS = ("torch._dynamo", "sklearn.datasets", "chanprune.pipeline.run", "chanprune.control")
+SLOW_IMPORTS = (
+    "torch._dynamo",
+    "sklearn.datasets",
+    "chanprune.pipeline.run",
+    "chanprune.config.control",
+)
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload([*SLOW_IMPORTS, __name__])
 

@@ -5,10 +5,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from chanprune import ranks
-from chanprune.parallel import joined
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
+from chanprune.processes import ranks
+from chanprune.processes.parallel import joined
 
 if __name__ == "__main__":
     configs, folder = json.loads(sys.argv[1]), Path(sys.argv[2])

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from filelock import FileLock
 
-from chanprune.cache import ABOUT, MARK, MARKED
+from chanprune.records.cached_stages import ABOUT, MARK, MARKED
 from tests.commands import call
 from tests.networks import but_slow
 from tests.test_damaged_runs import DAMAGES

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import chanprune
-from chanprune import cli
+from chanprune.config import cli
 from tests.commands import TINY, call, call_afresh, train
 from tests.networks import but_slow
 

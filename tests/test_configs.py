@@ -7,11 +7,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from chanprune.cli import config_dir
+from chanprune.config.cli import config_dir
+from chanprune.config.schema import SECTIONS, validate
 from chanprune.data import DATASETS
 from chanprune.methods import METHODS
 from chanprune.models import MODELS
-from chanprune.schema import SECTIONS, validate
 
 GROUPS = ("model", "method", "dataset", "experiment")
 FILES = sorted(

@@ -9,10 +9,10 @@ import yaml
 
 import chanprune
 from chanprune.channels import Plan, count, trace
-from chanprune.control import CONTROLS, control
-from chanprune.errors import UserError
+from chanprune.config.control import CONTROLS, control
 from chanprune.models import build
 from chanprune.pipeline.model_file import compact_afresh
+from chanprune.processes.errors import UserError
 from tests.commands import TINY, train
 
 

@@ -12,7 +12,6 @@ from torch import nn
 
 import chanprune
 from chanprune.channels import Bank, count, trace
-from chanprune.errors import UserError
 from chanprune.methods import (
     METHODS,
     Cucb,
@@ -25,6 +24,7 @@ from chanprune.methods import (
 from chanprune.methods.cucb import Arms, bonus, normalised
 from chanprune.models import build_skeleton
 from chanprune.pipeline.prepare import prepare
+from chanprune.processes.errors import UserError
 from tests.networks import SMALL, SMALL_SHAPE, randomise
 from tests.test_pipeline import changed, execute
 

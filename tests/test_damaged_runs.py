@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from chanprune.run_dir import MANIFEST, OURS, PICTURES
+from chanprune.records.run_dir import MANIFEST, OURS, PICTURES
 from tests.commands import call, train
 from tests.networks import but_slow
 from tests.test_kills import METHODS, SHORT, assert_same_run

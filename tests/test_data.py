@@ -16,8 +16,8 @@ from chanprune.data import image as images_of
 from chanprune.data.archive import MAX_FILE
 from chanprune.data.batches import augment
 from chanprune.data.source import stratified, stratified_split
-from chanprune.errors import RunError, UserError
 from chanprune.pipeline.model_file import Preprocessing
+from chanprune.processes.errors import RunError, UserError
 
 SHARED = Path(os.environ.get("CHANPRUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DIGITS = {"image_size": 16, "pad": 2, "flip": False, "workers": 0}

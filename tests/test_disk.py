@@ -6,10 +6,10 @@ import subprocess
 import pytest
 from safetensors.torch import load_file
 
-from chanprune.errors import RunError
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
 from chanprune.pipeline.updates import Updates
+from chanprune.processes.errors import RunError
 from tests.networks import but_slow
 from tests.test_pipeline import changed, execute
 from tests.test_resume import assert_same_end

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from chanprune.drawing import logarithmic, plt
-from chanprune.pareto import accuracy_over_macs
 from chanprune.pipeline import pictures, rewiring_pictures
-from chanprune.report_figures import Drawn, figures
-from chanprune.report_page import _as_svg
+from chanprune.show.drawing import logarithmic, plt
+from chanprune.show.pareto import accuracy_over_macs
+from chanprune.show.report_figures import Drawn, figures
+from chanprune.show.report_page import _as_svg
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["p$_$^{x", "$\\frac{1}$ \\$x$", "$$ a_b^c \N{CJK UNIFIED IDEOGRAPH-65E5}\a\n"]

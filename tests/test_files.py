@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from chanprune.errors import RunError
-from chanprune.files import make_folder, replace, write_text
-from chanprune.reading import json_if_any
+from chanprune.files.reading import json_if_any
+from chanprune.files.writing import make_folder, replace, write_text
+from chanprune.processes.errors import RunError
 
 
 @pytest.fixture

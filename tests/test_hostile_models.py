@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 import chanprune
 from chanprune.channels import Plan, compact, count, rebuild, recalibrate, rewire, trace
-from chanprune.errors import UserError
 from chanprune.models import build
 from chanprune.pipeline.model_file import Preprocessing, save_model
+from chanprune.processes.errors import UserError
 from tests.commands import in_child
 from tests.mutations import mutate_json, mutate_tensors
 from tests.networks import but_slow

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from chanprune import cli
-from chanprune.control import CONTROLS, control
-from chanprune.errors import RunError, UserError
+from chanprune.config import cli
+from chanprune.config.control import CONTROLS, control
 from chanprune.evaluate import evaluate
+from chanprune.processes.errors import RunError, UserError
 from chanprune.report import report
-from chanprune.report_runs import gather, group
+from chanprune.show.report_runs import gather, group
 from chanprune.train import train
 from tests.commands import in_child
 from tests.commands import train as start_train

@@ -8,11 +8,11 @@ from torch import nn
 
 import chanprune
 from chanprune.channels import fidelity_groups, trace
-from chanprune.errors import UserError
 from chanprune.methods import IncompleteDotProducts, MultiFidelity, Setting, Step
 from chanprune.methods.idp import coefficients_of
 from chanprune.models import build
 from chanprune.pipeline.evaluation import evaluate_run
+from chanprune.processes.errors import UserError
 from tests.networks import SMALL, SMALL_SHAPE, randomise
 from tests.test_pipeline import changed, execute
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from chanprune.errors import Interrupted
 from chanprune.pipeline import interruption
-from chanprune.pipeline.interruption import Interruption
+from chanprune.processes.errors import Interrupted
+from chanprune.processes.interruption import Interruption
 
 
 def ended(first, gap, *, leave):

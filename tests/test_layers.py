@@ -4,44 +4,29 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "chanprune"
-ENTRY_POINTS = {"train", "evaluate", "summarize", "search", "sweep", "cli", "schema", "control"}
+COMMANDS = {"train", "evaluate", "summarize", "search", "report", "cache"}
+# Package -> those below it that it may import.
 ALLOWED = {
-    "ranks": set(),
-    "digest": set(),
-    "texts": set(),
-    "errors": {"ranks", "texts"},
-    "reading": set(),
-    "files": {"errors"},
-    "drawing": set(),
-    "records": {"errors", "reading"},
-    "cache": {"errors", "files", "reading", "texts"},
-    "run_dir": {"digest", "errors", "files", "reading", "schema"},
-    "published": {"errors"},
-    "pareto": {"drawing"},
-    "report_page": {"drawing"},
-    "report_figures": {"drawing", "pareto"},
-    "report_runs": {"records", "texts"},
-    "report_table": {"report_runs", "texts"},
-    "report": {
-        *("drawing", "errors", "records"),
-        *("report_runs", "report_table", "report_page", "report_figures"),
-    },
+    "processes": {"channels"},
+    "files": {"processes"},
     "channels": set(),
-    "parallel": {"ranks", "errors", "channels"},
-    "models": {"errors", "channels"},
-    "data": {"digest", "errors", "reading", "channels"},
-    "methods": {"errors", "channels", "parallel"},
+    "models": {"processes", "channels"},
+    "data": {"processes", "files", "channels"},
+    "methods": {"processes", "channels"},
+    "records": {"processes", "files"},
+    "show": {"processes", "files", "channels", "records"},
+    "papers": {"processes", "files"},
     "pipeline": {
-        *("ranks", "digest", "errors", "files", "reading", "records", "drawing", "parallel"),
-        *("cache",),
-        *("channels", "models", "data", "methods"),
+        *("processes", "files", "channels", "models", "data", "methods", "records", "show"),
     },
+    "config": {"processes", "files", "channels", "models", "methods", "records"},
 }
-CONFIGURATION = {"hydra", "omegaconf"}
-SCHEMAS = ENTRY_POINTS | {"records"}
+HYDRA = {"hydra", "omegaconf"}
+SCHEMAS = {"config", "records"}
 
 
 def imports(path: Path) -> set[str]:
+    """List what a file imports, "chanprune.files.writing" for a module or a name in it."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -52,27 +37,60 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def part_of(name: str) -> str:
-    return name.split(".")[1] if name.startswith("chanprune.") else ""
+def module_of(path: Path) -> str:
+    parts = ("chanprune", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def modules_that_are_imported(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports, not those that only hold them."""
+    names = [name for name in imports(path) if name.startswith("chanprune")]
+    return {name if name in FILES else name.rpartition(".")[0] for name in names} & FILES.keys()
+
+
+def test_only_commands_lie_at_the_top():
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert files == COMMANDS
+    folders = {path.name for path in PACKAGE.iterdir() if any(path.glob("*.py"))}
+    assert folders == ALLOWED.keys()
 
 
 def test_imports_point_downwards():
-    files = list(PACKAGE.rglob("*.py"))
-    assert len(files) > 30
-    for path in files:
-        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if own in ENTRY_POINTS or own == "__init__":
+    assert len(FILES) > 30
+    for name, path in FILES.items():
+        package = path.relative_to(PACKAGE).parts[0]
+        if path.parent == PACKAGE:
             continue
-        used = {part_of(name) for name in imports(path)} - {"", own, "__version__"}
-        assert used <= ALLOWED[own], f"{path} imports {used - ALLOWED[own]}"
+        used = {other.split(".")[1] for other in modules_that_are_imported(path) if "." in other}
+        assert used <= ALLOWED[package] | {package}, f"{name} imports {used - ALLOWED[package]}"
 
 
-def test_hydra_stops_at_the_entry_points():
+def test_no_module_imports_itself_by_way_of_others():
+    below = {name: modules_that_are_imported(path) - {name} for name, path in FILES.items()}
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " imports ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for other in sorted(below[name]):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in FILES:
+        visit(name, ())
+
+
+def test_hydra_stops_at_the_configuration():
     for path in PACKAGE.rglob("*.py"):
-        if path.stem not in ENTRY_POINTS:
-            assert not {name.split(".")[0] for name in imports(path)} & CONFIGURATION, path
-        if path.stem not in SCHEMAS:
-            assert "pydantic" not in {name.split(".")[0] for name in imports(path)}, path
+        package = path.relative_to(PACKAGE).parts[0]
+        used = {name.split(".")[0] for name in imports(path)}
+        if package != "config" and path.parent != PACKAGE:
+            assert not used & HYDRA, path
+        if package not in SCHEMAS:
+            assert "pydantic" not in used, path
 
 
 def test_slicing_is_done_in_the_channel_core_alone():

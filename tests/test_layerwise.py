@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from chanprune import cli
 from chanprune.channels import Plan, count_plan, trace
-from chanprune.errors import UserError
+from chanprune.config import cli
 from chanprune.methods import METHODS, PruneOptions, Setting
 from chanprune.models import architecture, build
 from chanprune.pipeline.prepare import prepare
+from chanprune.processes.errors import UserError
 from tests.networks import Chain
 from tests.test_pipeline import changed, execute
 from tests.test_reuse import execute_with

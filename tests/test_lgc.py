@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 
 import chanprune
 from chanprune.channels import count, trace
-from chanprune.errors import UserError
 from chanprune.methods import LearnedGroups, Setting, Step
 from chanprune.methods.lgc import group_lasso_gradient, most_important
 from chanprune.models import build
 from chanprune.pipeline.prepare import prepare
+from chanprune.processes.errors import UserError
 from tests.test_pipeline import changed, execute
 
 SHAPE = (3, 16, 16)

@@ -17,8 +17,8 @@ from chanprune.channels import (
     select_global,
     trace,
 )
-from chanprune.errors import UserError
 from chanprune.models import build, build_skeleton, load_weights
+from chanprune.processes.errors import UserError
 from tests.commands import call
 from tests.networks import but_slow
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from chanprune.channels import trace
 from chanprune.methods import Method, PruneOptions
-from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.loop import Stage, train
 from chanprune.pipeline.optimiser import TrainOptions
 from chanprune.pipeline.record import Record
+from chanprune.processes.interruption import Interruption
 from tests.networks import SMALL, SMALL_SHAPE
 from tests.test_pipeline import STAGE
 

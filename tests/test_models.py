@@ -6,9 +6,9 @@ from safetensors import safe_open
 from torch import nn
 
 from chanprune.channels import Plan, compact, count, count_plan, trace
-from chanprune.errors import UserError
 from chanprune.models import MODELS, architecture, build, build_skeleton
 from chanprune.pipeline.model_file import Preprocessing, save_model
+from chanprune.processes.errors import UserError
 
 FC512 = {"head": "fc512"}
 PRIORITIZED = {"head": "fc512", "head_norm": False, "conv_bias": True}

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from chanprune.parallel import whole_batch_norms
+from chanprune.processes.parallel import whole_batch_norms
 from tests.test_pipeline import changed, execute
 from tests.test_resume import PREACTIVATION, TINY, lines, wait_for
 

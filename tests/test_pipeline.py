@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 import chanprune
 from chanprune import data
 from chanprune.channels import count, find_cliff
-from chanprune.errors import RunError, UserError
-from chanprune.files import write_json, write_text
+from chanprune.files.writing import write_json, write_text
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
+from chanprune.processes.errors import RunError, UserError
 
 STAGE = {
     "epochs": 2,

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import UnsupportedNetwork, trace
-from chanprune.errors import UserError
+from chanprune.config.schema import validate
 from chanprune.models import MODELS
 from chanprune.pipeline.prepare import prepare
-from chanprune.schema import validate
+from chanprune.processes.errors import UserError
 from tests.networks import Residual
 from tests.test_configs import composed
 

@@ -17,10 +17,10 @@ from chanprune.channels.copies import Copies, Copying
 from chanprune.methods import METHODS, MultiFidelity, Setting, Step
 from chanprune.models import build
 from chanprune.pipeline.cost import Cost
-from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.optimiser import make_optimiser
 from chanprune.pipeline.replay import STEPS_BEFORE, Replay
 from chanprune.pipeline.updates import Updates
+from chanprune.processes.interruption import Interruption
 from tests.test_methods import OPTIONS
 
 SHAPE = (3, 16, 16)

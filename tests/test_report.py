@@ -16,9 +16,9 @@ from matplotlib import pyplot as plt
 from playwright.sync_api import sync_playwright
 
 from chanprune.report import draw, drawn, report
-from chanprune.report_figures import Drawn, figures
-from chanprune.report_runs import Row, Run, gather, group
-from chanprune.report_table import baseline_of, difference, interval, line
+from chanprune.show.report_figures import Drawn, figures
+from chanprune.show.report_runs import Row, Run, gather, group
+from chanprune.show.report_table import baseline_of, difference, interval, line
 from tests.commands import call
 from tests.test_pipeline import changed
 

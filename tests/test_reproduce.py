@@ -12,9 +12,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from chanprune.cli import config_dir
-from chanprune.published import Table, bounds, like, number, read, verdict
-from chanprune.schema import validate
+from chanprune.config.cli import config_dir
+from chanprune.config.schema import validate
+from chanprune.papers.published import Table, bounds, like, number, read, verdict
 from scripts import reproduce
 from tests.networks import but_slow
 

@@ -11,10 +11,10 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from chanprune.errors import Interrupted
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
 from chanprune.pipeline.updates import Updates
+from chanprune.processes.errors import Interrupted
 from tests.commands import start
 from tests.networks import but_slow
 from tests.test_pipeline import changed, execute

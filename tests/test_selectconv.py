@@ -24,12 +24,12 @@ from chanprune.channels import (
     wiring,
 )
 from chanprune.channels.slicing import gather
-from chanprune.errors import UserError
 from chanprune.methods import SelectiveConvolution, Setting, Step
 from chanprune.methods.allocation import executed, released
 from chanprune.models import build
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.prepare import prepare
+from chanprune.processes.errors import UserError
 from tests.networks import randomise
 from tests.test_pipeline import changed, execute
 

@@ -6,7 +6,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chanprune.pipeline.table import Row, as_csv, as_markdown
+from chanprune.show.table import Row, as_csv, as_markdown
 
 COUNTS = st.integers(1, 10**9)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from chanprune.data.image import decode
-from chanprune.errors import UserError
-from chanprune.reading import refuse_irregular
+from chanprune.files.reading import refuse_irregular
+from chanprune.processes.errors import UserError
 
 MAX_FILE = 2**29
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from chanprune.data.dataset import Dataset, SplitName
 from chanprune.data.source import Source
-from chanprune.errors import RunError, UserError
+from chanprune.processes.errors import RunError, UserError
 
 Batch = tuple[Tensor, Tensor]
 Part = tuple[int, int]
@@ -182,7 +182,8 @@ class StreamBatches(_Batches):
         except UserError as error:
             # A worker's error arrives with its traceback in front of the message.
             message = str(error).strip().splitlines()[-1]
-            raise RunError(message.removeprefix("chanprune.errors.UserError: ")) from error
+            name = f"{UserError.__module__}.{UserError.__name__}: "
+            raise RunError(message.removeprefix(name)) from error
 
 
 class _Stream(TorchDataset[tuple[Tensor, Tensor]]):

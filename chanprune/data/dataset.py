@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from chanprune.data.source import MemorySource, Source, stratified, stratified_split
-from chanprune.digest import digest
+from chanprune.files.digest import digest
 
 STREAM_SAMPLE = 10_000
 SplitName = Literal["train", "val", "test"]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from chanprune.errors import UserError
+from chanprune.processes.errors import UserError
 
 MAX_PIXELS = 2**27
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")

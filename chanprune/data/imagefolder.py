@@ -15,7 +15,7 @@ from chanprune.data.dataset import Dataset, DatasetInfo, Options, assemble
 from chanprune.data.folder_index import FolderIndex, index_of
 from chanprune.data.image import fit, pixels
 from chanprune.data.source import MemorySource
-from chanprune.errors import UserError
+from chanprune.processes.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from chanprune.data.image import fit
-from chanprune.errors import UserError
+from chanprune.processes.errors import UserError
 
 
 class Source(Protocol):

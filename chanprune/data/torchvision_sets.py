@@ -13,7 +13,7 @@ import torch
 
 from chanprune.data.dataset import Dataset, DatasetInfo, Options, assemble
 from chanprune.data.source import MemorySource
-from chanprune.errors import UserError
+from chanprune.processes.errors import UserError
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100 = (

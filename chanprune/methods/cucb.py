@@ -33,10 +33,10 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph
-from chanprune.errors import UserError
 from chanprune.methods.base import Setting, Step
 from chanprune.methods.dynamic import DynamicChannels, Scores, ranks
-from chanprune.parallel import summed
+from chanprune.processes.errors import UserError
+from chanprune.processes.parallel import summed
 
 SHORT_RUN = 20_000
 EMA_WEIGHT = 0.01

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Plan, Selection
-from chanprune.errors import UserError
 from chanprune.methods.base import Method, PruneOptions, Setting, Step, select
+from chanprune.processes.errors import UserError
 
 Scores = dict[str, Tensor]
 

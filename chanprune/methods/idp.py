@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from chanprune.channels import ChannelGraph, fidelity_groups
-from chanprune.errors import UserError
 from chanprune.methods.base import Setting
 from chanprune.methods.multi_fidelity import Coefficients, Leveled
+from chanprune.processes.errors import UserError
 
 Profile = Literal["all_one", "linear", "harmonic", "half_exponential"]
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, ChannelGroup, Selection, filter_scores
-from chanprune.errors import UserError
 from chanprune.methods.base import Method, PruneOptions, Setting, select
+from chanprune.processes.errors import UserError
 
 
 class L1Norm(Method):

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph
-from chanprune.errors import UserError
 from chanprune.methods.base import Conversion, Method, Setting, Step
+from chanprune.processes.errors import UserError
 
 SMALLEST_SQUARE = 1e-6
 READERS = "groups that read an input"

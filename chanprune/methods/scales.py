@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from chanprune.channels import Selection, find_cliff
 from chanprune.channels.operations import BATCH_NORMS, BatchNorm
-from chanprune.errors import UserError
+from chanprune.processes.errors import UserError
 
 PAPER_TRAVEL, PAPER_START = 6.6, 0.5  # of Network Slimming's recipe for VGG
 LARGEST_DEFAULT_WEIGHT = 0.01

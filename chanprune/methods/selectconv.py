@@ -38,9 +38,9 @@ from chanprune.channels import (
 )
 from chanprune.channels.damage import shares
 from chanprune.channels.selection import first_of
-from chanprune.errors import UserError
 from chanprune.methods.allocation import copies_for, executed, released
 from chanprune.methods.base import Method, PruneOptions, Setting, Step
+from chanprune.processes.errors import UserError
 
 
 class SelectiveConvolution(Method):

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from chanprune.errors import UserError
 from chanprune.models import condensenet, vgg
 from chanprune.models.densenet import build_densenet
 from chanprune.models.library import build_from_library, load_weights
 from chanprune.models.preresnet import build_preresnet, build_preresnet50, build_preresnext
 from chanprune.models.resnet import build_resnet
 from chanprune.models.resnext import build_resnext
+from chanprune.processes.errors import UserError
 
 __all__ = ["MODELS", "architecture", "build", "build_skeleton", "load_weights"]
 

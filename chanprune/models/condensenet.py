@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from chanprune.errors import UserError
 from chanprune.models.parts import check_image_size, initialise, scaled
+from chanprune.processes.errors import UserError
 
 STAGES = {
     50: (8, 8, 8),

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chanprune.errors import UserError
 from chanprune.models.weights import (
     SUFFIXES,
     State,
@@ -19,6 +18,7 @@ from chanprune.models.weights import (
     put_weights,
     read_weights,
 )
+from chanprune.processes.errors import UserError
 
 # Auxiliary heads are losses of their own, which the training of all networks alike has no room for.
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chanprune.errors import UserError
+from chanprune.processes.errors import UserError
 
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from chanprune.errors import UserError
+from chanprune.processes.errors import UserError
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 # What a checkpoint calls the network's tensors, the best first: the average, where there is one.

@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from chanprune import ranks
 from chanprune.channels import Bank, Plan
+from chanprune.files.reading import refuse_irregular
+from chanprune.files.tensors import write_tensors
 from chanprune.methods import Method
 from chanprune.pipeline.cost import Cost
-from chanprune.pipeline.files import write_tensors
-from chanprune.reading import refuse_irregular
+from chanprune.processes import ranks
 
 NEWEST, BEFORE = "state.safetensors", "previous.safetensors"
 NUMBERS = ("epoch", "batch", "seconds", "best_score", "best_epoch", "metrics")

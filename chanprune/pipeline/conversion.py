@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from chanprune.errors import RunError
 from chanprune.methods import Conversion
 from chanprune.models import build_skeleton
 from chanprune.pipeline.prepare import channels_last
+from chanprune.processes.errors import RunError
 
 TOLERANCE = 1e-9
 

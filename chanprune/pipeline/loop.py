@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from chanprune import ranks
 from chanprune.channels import Bank, ChannelGraph, evaluating, rowwise_batch_norms
-from chanprune.errors import RunError
 from chanprune.methods import Method, PruneOptions, Step
-from chanprune.parallel import share_files, summed, whole_batch_norms
 from chanprune.pipeline.checkpoint import BEFORE, NEWEST, Checkpoints, Progress
 from chanprune.pipeline.cost import Cost
-from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.max_pool import fast_max_pools
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser, schedule_of, setting_of
 from chanprune.pipeline.record import Record
 from chanprune.pipeline.updates import Updates
+from chanprune.processes import ranks
+from chanprune.processes.errors import RunError
+from chanprune.processes.interruption import Interruption
+from chanprune.processes.parallel import share_files, summed, whole_batch_norms
 
 CHECK_EVERY = 50
 

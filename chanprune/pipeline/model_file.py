@@ -24,11 +24,11 @@ from chanprune.channels import (
     compact,
 )
 from chanprune.data.image import fit, pixels
-from chanprune.errors import UserError
-from chanprune.files import write_json
-from chanprune.pipeline.files import write_tensors
+from chanprune.files.tensors import write_tensors
+from chanprune.files.writing import write_json
 from chanprune.pipeline.restore import LEVEL, restore
-from chanprune.records import FORMAT, read_model
+from chanprune.processes.errors import UserError
+from chanprune.records.schemas import FORMAT, read_model
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2

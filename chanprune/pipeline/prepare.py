@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chanprune import data, ranks
+from chanprune import data
 from chanprune.channels import (
     ChannelGraph,
     CompactionError,
@@ -22,14 +22,15 @@ from chanprune.channels import (
     keeping_random_numbers,
     trace,
 )
-from chanprune.errors import UserError
 from chanprune.methods import METHODS, Method, PruneOptions, select
 from chanprune.models import architecture, build, load_weights
-from chanprune.parallel import first_before_others
 from chanprune.pipeline.model_file import compact_afresh, original
 from chanprune.pipeline.optimiser import TrainOptions, setting_of
-from chanprune.pipeline.table import Row
 from chanprune.pipeline.widths import kept_widths
+from chanprune.processes import ranks
+from chanprune.processes.errors import UserError
+from chanprune.processes.parallel import first_before_others
+from chanprune.show.table import Row
 
 
 @dataclass

@@ -13,8 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from chanprune.channels.operations import BATCH_NORMS
-from chanprune.files import flush, json_lines, write_text
-from chanprune.reading import text_of
+from chanprune.files.reading import text_of
+from chanprune.files.writing import flush, json_lines, write_text
 
 METRICS = "metrics.jsonl"
 QUIET = ("executed_macs", "activation_bytes")

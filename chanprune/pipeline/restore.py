@@ -23,10 +23,10 @@ from chanprune.channels import (
     rewire,
     trace,
 )
-from chanprune.errors import UserError
+from chanprune.files.reading import refuse_irregular
 from chanprune.models import build_skeleton
-from chanprune.reading import refuse_irregular
-from chanprune.records import Architecture, Model
+from chanprune.processes.errors import UserError
+from chanprune.records.schemas import Architecture, Model
 
 LEVEL = "level:"
 KINDS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

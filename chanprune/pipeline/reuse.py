@@ -25,11 +25,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from chanprune import ranks
-from chanprune.cache import ABOUT, LOCK, MAKER, MARK, MARKED, clear, read_about
-from chanprune.digest import digest
-from chanprune.errors import RunError
-from chanprune.files import (
+from chanprune.files.digest import digest
+from chanprune.files.reading import json_if_any, text_of
+from chanprune.files.writing import (
     flush_folder,
     make_folder,
     part_of,
@@ -39,10 +37,12 @@ from chanprune.files import (
 )
 from chanprune.methods import METHODS
 from chanprune.pipeline.checkpoint import BEFORE, NEWEST, CheckpointError, epochs_done, read
-from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.prepare import Prepared
 from chanprune.pipeline.record import Record
-from chanprune.reading import json_if_any, text_of
+from chanprune.processes import ranks
+from chanprune.processes.errors import RunError
+from chanprune.processes.interruption import Interruption
+from chanprune.records.cached_stages import ABOUT, LOCK, MAKER, MARK, MARKED, clear, read_about
 
 FORMAT = 2  # to be raised when a checkpoint's layout, or what training does, changes
 PLACES = {"root", "weights", "run"}  # options that say where something is, not what

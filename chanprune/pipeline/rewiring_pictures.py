@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from chanprune.channels import Copying
 from chanprune.channels.shift import hat_kernels, radius_of
-from chanprune.drawing import plt
-from chanprune.pipeline.pictures import LABELLED, save, short
+from chanprune.show.drawing import plt
+from chanprune.show.pictures import LABELLED, save, short
 
 COLUMNS = 6
 LARGEST_GRID = 24

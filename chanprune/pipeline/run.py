@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from chanprune import data, ranks
+from chanprune import data
 from chanprune.channels import (
     ChannelGraph,
     CompactionError,
@@ -32,30 +32,31 @@ from chanprune.channels import (
     trace,
     wiring,
 )
-from chanprune.digest import digest
-from chanprune.errors import RunError, UserError
-from chanprune.files import write_json, write_text
+from chanprune.files.digest import digest
+from chanprune.files.writing import write_json, write_text
 from chanprune.methods import Method
-from chanprune.parallel import agree
 from chanprune.pipeline.conversion import convert
 from chanprune.pipeline.cost import Cost, in_words
-from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.loop import Stage, evaluate, train
 from chanprune.pipeline.model_file import Preprocessing, save_model
 from chanprune.pipeline.optimiser import TrainOptions
-from chanprune.pipeline.pictures import (
+from chanprune.pipeline.prepare import Network, Prepared, channels_last, make_method
+from chanprune.pipeline.pruning import PruneReport
+from chanprune.pipeline.record import Record, quiet_writers
+from chanprune.pipeline.reuse import StageCache, training_depends_on
+from chanprune.pipeline.rewiring_pictures import draw_fields, draw_rewirings
+from chanprune.processes import ranks
+from chanprune.processes.errors import RunError, UserError
+from chanprune.processes.interruption import Interruption
+from chanprune.processes.parallel import agree
+from chanprune.show.pictures import (
     draw_active_channels,
     draw_kept_channels,
     draw_levels,
     draw_scales_by_channel,
     draw_sorted_scales,
 )
-from chanprune.pipeline.prepare import Network, Prepared, channels_last, make_method
-from chanprune.pipeline.pruning import PruneReport
-from chanprune.pipeline.record import Record, quiet_writers
-from chanprune.pipeline.reuse import StageCache, training_depends_on
-from chanprune.pipeline.rewiring_pictures import draw_fields, draw_rewirings
-from chanprune.pipeline.table import Row, as_csv, as_markdown, levels_by_stage
+from chanprune.show.table import Row, as_csv, as_markdown, levels_by_stage
 
 EVAL_BATCH = 500
 ALONE = nullcontext()

@@ -8,15 +8,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from chanprune import ranks
 from chanprune.channels import Bank
-from chanprune.errors import RunError
 from chanprune.methods import Method, Step
-from chanprune.parallel import average_gradients, check_equal, hash_of
 from chanprune.pipeline.cost import Cost
-from chanprune.pipeline.interruption import Interruption
 from chanprune.pipeline.optimiser import TrainOptions, set_lr
 from chanprune.pipeline.replay import Replay
+from chanprune.processes import ranks
+from chanprune.processes.errors import RunError
+from chanprune.processes.interruption import Interruption
+from chanprune.processes.parallel import average_gradients, check_equal, hash_of
 
 
 class Updates:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chanprune.errors import UserError
-from chanprune.records import read_plan
+from chanprune.processes.errors import UserError
+from chanprune.records.schemas import read_plan
 
 
 def kept_widths(run_dir: Path) -> dict[str, int]:

@@ -22,9 +22,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from chanprune.errors import Interrupted, RunError, UserError
-from chanprune.files import make_folder, write_json, write_text
-from chanprune.reading import json_if_any
+from chanprune.files.reading import json_if_any
+from chanprune.files.writing import make_folder, write_json, write_text
+from chanprune.processes.errors import Interrupted, RunError, UserError
 
 OUTCOMES = "jobs"
 DIED = "its process ended without a word (killed, or out of memory)"

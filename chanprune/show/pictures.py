@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from chanprune.channels import find_cliff
-from chanprune.drawing import logarithmic, plt, render
-from chanprune.files import replace
+from chanprune.files.writing import replace
+from chanprune.show.drawing import logarithmic, plt, render
 
 KEPT, ORIGINAL, CUT = "#2a6fbb", "#d5dbe3", "#c8442f"
 DRAWN_FROM = 1e-6

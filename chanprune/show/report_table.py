@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from chanprune.report_runs import Row
-from chanprune.texts import cell
+from chanprune.processes.texts import cell
+from chanprune.show.report_runs import Row
 
 CONFIDENCE = 0.95
 SPLITS = ("val", "test")

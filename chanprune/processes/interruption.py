@@ -7,8 +7,8 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from chanprune.errors import SIGNALS, Interrupted
-from chanprune.parallel import largest
+from chanprune.processes.errors import SIGNALS, Interrupted
+from chanprune.processes.parallel import largest
 
 ONE = 1.0  # seconds: launchers forward a signal that the process got already
 

@@ -23,9 +23,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chanprune.errors import UserError
-from chanprune.records import Model, Summary, read_model, read_summary
-from chanprune.run_dir import checked_config, located
+from chanprune.config.recorded import checked_config
+from chanprune.processes.errors import UserError
+from chanprune.records.run_dir import located
+from chanprune.records.schemas import Model, Summary, read_model, read_summary
 
 if TYPE_CHECKING:
     from chanprune.channels import ChannelGraph

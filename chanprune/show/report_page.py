@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from chanprune.drawing import render
+from chanprune.show.drawing import render
 
 STYLE = """
 :root { color-scheme: light dark; }

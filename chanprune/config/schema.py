@@ -17,7 +17,7 @@ import annotated_types as limits
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from chanprune.errors import UserError
+from chanprune.processes.errors import UserError
 
 # A directory may be called 5, which Hydra reads as a number.
 Text = Annotated[str, BeforeValidator(lambda value: f"{value}" if type(value) is int else value)]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from chanprune.errors import RunError
+from chanprune.processes.errors import RunError
 
 
 def write_text(path: Path, text: str) -> None:

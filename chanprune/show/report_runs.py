@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from chanprune.records import Summary, read_record, read_summary
-from chanprune.texts import printable, shortened
+from chanprune.processes.texts import printable, shortened
+from chanprune.records.schemas import Summary, read_record, read_summary
 
 REFERENCES = (("control", "of"), ("prune", "widths"), ("model", "run"))
 NAMED = [".".join(place) for place in REFERENCES]

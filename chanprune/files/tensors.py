@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from chanprune.files import replace
+from chanprune.files.writing import replace
 
 
 def write_tensors(

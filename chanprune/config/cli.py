@@ -26,11 +26,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from chanprune import ranks, sweep
-from chanprune.digest import digest
-from chanprune.errors import SIGNALS, Interrupted, RunError, UserError, one_line
-from chanprune.reading import text_of, yaml_of
-from chanprune.schema import OPTIONAL_PATHS, PATHS, SECTIONS, did_you_mean, not_a_section
+from chanprune.config import sweep
+from chanprune.config.schema import OPTIONAL_PATHS, PATHS, SECTIONS, did_you_mean, not_a_section
+from chanprune.files.digest import digest
+from chanprune.files.reading import text_of, yaml_of
+from chanprune.processes import ranks
+from chanprune.processes.errors import SIGNALS, Interrupted, RunError, UserError, one_line
 
 Task = Callable[[dict[str, Any]], Mapping[str, str] | None]
 Check = Callable[[dict[str, Any]], Path]
@@ -45,7 +46,7 @@ OPTIONAL = {"experiment"}
 
 def config_dir() -> Path:
     """Return the folder of the configuration files: in the wheel, or beside the package."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     installed, checkout = package / "configs", package.parent / "configs"
     return installed if installed.is_dir() else checkout
 

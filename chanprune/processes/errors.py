@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from chanprune import ranks
-from chanprune.texts import printable
+from chanprune.processes import ranks
+from chanprune.processes.texts import printable
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from chanprune.drawing import logarithmic, plt
+from chanprune.show.drawing import logarithmic, plt
 
 WIDE_RANGE = 20  # of MACs; beyond, they are drawn on a logarithmic axis
 Point = tuple[str, float, float]  # label, MACs of one image, accuracy in [0, 1]

@@ -17,11 +17,10 @@ from typing import Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from chanprune.digest import digest
-from chanprune.errors import UserError
-from chanprune.files import flush_folder, make_folder, write_json, write_text
-from chanprune.reading import json_if_any, text_of, yaml_of
-from chanprune.schema import validate
+from chanprune.files.digest import digest
+from chanprune.files.reading import json_if_any, text_of, yaml_of
+from chanprune.files.writing import flush_folder, make_folder, write_json, write_text
+from chanprune.processes.errors import UserError
 
 CONFIG, METRICS, MANIFEST = "config.yaml", "metrics.jsonl", "manifest.json"
 OURS = ["table.md", "table.csv", "summary.json", "plan.json", METRICS, CONFIG]
@@ -34,13 +33,6 @@ PICTURES = re.compile(
 FOLDERS = re.compile(r"(train|finetune)(-\d+)?|tensorboard")
 LEFT = re.compile(r"\.tmp\w*|\..+\.part")  # what a kill left of a file that was being written
 PLACES = [("dataset", "root"), ("model", "weights"), ("model", "run"), ("prune", "widths")]
-NOT_RECORDED: dict[str, Any] = {
-    "run": {"dir": None, "overwrite": False},
-    "cache": {"dir": "outputs/cache", "enabled": True},
-    "resume": None,
-    "control": None,
-    "control_of": None,
-}
 
 
 @dataclass(frozen=True)
@@ -88,22 +80,6 @@ def _is_record(values: Any) -> bool:
         and values.keys() == {"config", "environment"}
         and all(isinstance(part, dict) for part in values.values())
     )
-
-
-def checked_config(run_dir: Path) -> dict[str, Any] | None:
-    """Return what `recorded_config` does, checked.
-
-    Raises:
-        UserError: It is not what this version of the program would record.
-    """
-    recorded = recorded_config(run_dir)
-    if recorded is None:
-        return None
-    try:
-        config = validate({**recorded, **NOT_RECORDED})
-    except UserError as error:
-        raise UserError(f"{run_dir / 'config.yaml'}: {error}") from error
-    return {key: value for key, value in config.items() if key not in NOT_RECORDED}
 
 
 def located(run_dir: Path, config: Mapping[str, Any], root: str | None = None) -> dict[str, Any]:

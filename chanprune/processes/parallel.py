@@ -24,13 +24,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chanprune import ranks
 from chanprune.channels import Plan
 from chanprune.channels.batchnorm import in_place_of_forward
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.channels.rowwise_norm import counted_batch
-from chanprune.errors import RunError
+from chanprune.processes import ranks
+from chanprune.processes.errors import RunError
 
 PATIENCE = timedelta(days=2)  # a process may wait so long for the first, which waits for a cache
 HASHES = 2**16  # so that the sum over up to 256 processes is exact in float32

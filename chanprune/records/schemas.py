@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from chanprune.errors import UserError
-from chanprune.reading import json_of, yaml_of
+from chanprune.files.reading import json_of, yaml_of
+from chanprune.processes.errors import UserError
 
 FORMAT = 1
 MOST_CHANNELS, MOST_PIXELS, MOST_TEXT = 2**20, 8192, 1000

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from chanprune.drawing import logarithmic, plt
-from chanprune.pareto import accuracy_over_macs
+from chanprune.show.drawing import logarithmic, plt
+from chanprune.show.pareto import accuracy_over_macs
 
 SMALLEST_SCALE = 1e-6
 MOST_CURVES, MOST_PANELS = 8, 6

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from chanprune.errors import UserError
+from chanprune.processes.errors import UserError
 
 COLUMNS = {
     "error": "error %",

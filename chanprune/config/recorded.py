@@ -1,0 +1,34 @@
+"""The configuration that a run has recorded, checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from chanprune.config.schema import validate
+from chanprune.processes.errors import UserError
+from chanprune.records.run_dir import recorded_config
+
+NOT_RECORDED: dict[str, Any] = {
+    "run": {"dir": None, "overwrite": False},
+    "cache": {"dir": "outputs/cache", "enabled": True},
+    "resume": None,
+    "control": None,
+    "control_of": None,
+}
+
+
+def checked_config(run_dir: Path) -> dict[str, Any] | None:
+    """Return the configuration of the run in a directory, or None if no run of ours is there.
+
+    Raises:
+        UserError: It is not what this version of the program would record.
+    """
+    recorded = recorded_config(run_dir)
+    if recorded is None:
+        return None
+    try:
+        config = validate({**recorded, **NOT_RECORDED})
+    except UserError as error:
+        raise UserError(f"{run_dir / 'config.yaml'}: {error}") from error
+    return {key: value for key, value in config.items() if key not in NOT_RECORDED}

@@ -1,0 +1,1 @@
+"""Facts in, pictures and tables out."""

@@ -125,7 +125,7 @@ def test_two_rounds_equal_one(name):
             assert torch.equal(tensor, second.model.state_dict()[key])
 
 
-@pytest.mark.parametrize("name", [*SMALL, *TORCHVISION])
+@pytest.mark.parametrize("name", but_slow([*SMALL, *TORCHVISION], "vgg16_bn"))
 def test_counts_of_plan_module_and_tensors_agree(name):
     model, graph, plan, _ = prepared(name, 2)
     small = compact(model, graph, plan, check=False).model

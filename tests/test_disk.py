@@ -37,7 +37,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("size", but_slow(["100k", "400k", "640k", "1000k"], "100k", "400k"))
+@pytest.mark.parametrize(
+    "size", but_slow(["100k", "400k", "640k", "1000k"], "100k", "400k", "1000k")
+)
 def test_a_full_disk(size, small_disk, tmp_path):
     disk, remount = small_disk
     remount(f"size={size}")

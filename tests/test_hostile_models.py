@@ -109,7 +109,7 @@ def load_mutated(sources, scratch, number):
     return len(refused)
 
 
-@pytest.mark.parametrize("number", but_slow([40, 600], 600))
+@pytest.mark.parametrize("number", but_slow([20, 600], 600))
 def test_a_mutated_model_is_refused_or_works(number, tmp_path):
     sources = [save(tmp_path / form, form) for form in FORMS]
     refused = in_child(load_mutated, sources, tmp_path / "scratch", number)

@@ -111,7 +111,7 @@ def try_all(source, scratch, number):
     return done
 
 
-@pytest.mark.parametrize("number", but_slow([12, 100], 100))
+@pytest.mark.parametrize("number", but_slow([6, 100], 100))
 def test_commands_on_damaged_runs_end_well_or_in_one_line(number, tmp_path):
     """Most runs are mended by the command that made them."""
     begun = start_train(*ARGUMENTS, "run.dir=out", cwd=tmp_path)

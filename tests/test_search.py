@@ -53,6 +53,7 @@ def searched(folder, deaths=()):
     return [row for row in rows(folder) if row["state"] == "complete"]
 
 
+@pytest.mark.slow
 def test_a_search_that_is_stopped_again_and_again_tries_what_one_that_is_not_tries(tmp_path):
     whole = searched(tmp_path / "whole")
     stopped = searched(tmp_path / "stopped", (3, 1, 4))

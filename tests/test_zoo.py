@@ -30,7 +30,8 @@ NETWORKS = {
     "condensenet50": {"width": 0.5},
     "condensenet74": {"width": 0.5, "converted": True},
 }
-DEEP = ("resnet56", "preresnet164", "densenet40", "densenet100", "condensenet74")
+LONG = ("resnet32", "resnet56", "preresnet164", "preresnext29", "densenet40", "densenet100")
+LONG += ("condensenet50", "condensenet74")
 NUM_PLANS = 20
 
 
@@ -49,7 +50,7 @@ def test_every_kind_of_network_is_here():
     assert {name.rstrip("0123456789") for name in NETWORKS} == kinds
 
 
-@pytest.mark.parametrize("name", but_slow(NETWORKS, *DEEP))
+@pytest.mark.parametrize("name", but_slow(NETWORKS, *LONG))
 def test_compact_equals_masked(name):
     """The self-check compares to 1e-9 in float64, twice; it raises where they differ."""
     model = network(name)

@@ -30,6 +30,7 @@ from chanprune.records.run_dir import (
     located,
     look,
     only_process,
+    pictures_of,
     refuse_unwritable,
     seal,
     where_it_begins,
@@ -37,7 +38,7 @@ from chanprune.records.run_dir import (
 from chanprune.records.schemas import read_summary
 
 if TYPE_CHECKING:
-    from chanprune.pipeline.run import Watch
+    from chanprune.pipeline.job import Watch
 
 
 def main() -> None:
@@ -163,10 +164,10 @@ def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
         run(here, prepared, run_dir, asked.cache_dir, watch)
         seal(run_dir)
     print(f"\n{text_of(run_dir / 'table.md')}")
-    written = [path.name for path in run_dir.iterdir() if path.name in OURS]
-    print(f"in {run_dir}: {', '.join(sorted(written, key=OURS.index))}, tensorboard")
-    for picture in sorted(run_dir.glob("*.png")):
-        print(f"picture: {picture}")
+    written = [name for name in OURS if (run_dir / name).exists()]
+    print(f"in {run_dir}: {', '.join(written)}, tensorboard")
+    for picture in sorted(pictures_of(run_dir)):
+        print(f"picture: {run_dir / picture}")
     print(f"the compact model: chanprune.load({str(run_dir)!r})")
     return _line(run_dir)
 

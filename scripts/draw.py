@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from chanprune.files.reading import json_of, yaml_of
-from chanprune.show.pictures import draw_levels, draw_scales_by_channel, draw_shares
+from chanprune.show.charts import AccuracyByShare, Chart, Levels, Profiles
+from chanprune.show.pictures import draw
 from chanprune.show.table import levels_by_stage
 
 
@@ -24,13 +25,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--title", default="")
     options = parser.parse_args()
-    if options.picture == "levels":
-        draw_levels(options.out, levels(options.runs), options.title)
-    elif options.picture == "shares":
-        draw_shares(options.out, shares(options.runs), options.title)
-    else:
-        panels = {run.name: scales(run) for run in options.runs}
-        draw_scales_by_channel(options.out, panels, options.title)
+    if options.out.suffix != ".png":
+        raise SystemExit(f"--out={options.out}: must end in .png")
+    chart = chart_of(options.picture, options.out.stem, options.title, options.runs)
+    draw(chart, options.out.parent, "")
+
+
+def chart_of(picture: str, name: str, heading: str, runs: list[Path]) -> Chart:
+    """Return what is to be drawn."""
+    if picture == "levels":
+        return Levels(name, heading, levels(runs))
+    if picture == "shares":
+        return AccuracyByShare(name, heading, shares(runs))
+    return Profiles(name, heading, {run.name: scales(run) for run in runs})
 
 
 def levels(runs: list[Path]) -> dict[str, Any]:

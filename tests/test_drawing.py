@@ -3,18 +3,19 @@
 import ast
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from chanprune.pipeline import pictures, rewiring_pictures
+from chanprune.show import charts
 from chanprune.show.drawing import logarithmic, plt
 from chanprune.show.pareto import accuracy_over_macs
+from chanprune.show.pictures import draw
 from chanprune.show.report_figures import Drawn, figures
 from chanprune.show.report_page import _as_svg
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["p$_$^{x", "$\\frac{1}$ \\$x$", "$$ a_b^c \N{CJK UNIFIED IDEOGRAPH-65E5}\a\n"]
-LINES = [{"epoch": n, "churn": 0.5, "released.$_$^{": 2, "active_share.$_$^{": 0.5} for n in (1, 2)]
 RUN = {
     "macs": 1e6,
     "accuracy": 0.9,
@@ -27,23 +28,23 @@ RUN = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name_can_be_drawn(name, tmp_path):
-    path = tmp_path / "x.png"
-    drawings = [
-        lambda: pictures.draw_kept_channels(path, {name: (1, 2)}, name),
-        lambda: pictures.draw_sorted_scales(path, [1e-6, 0.1, 0.5], 1, 1e-6, name, name),
-        lambda: pictures.draw_scales_by_channel(path, {name: {name: [0.1, 0.2]}}, name, name, name),
-        lambda: pictures.draw_levels(
-            path, {name: [{"fidelity": 1.0, "test_accuracy": 0.5, "macs": 1e6}]}, name
-        ),
-        lambda: pictures.draw_active_channels(path, LINES, name),
-        lambda: pictures.draw_shares(path, {name: {0.5: [0.9]}}, name),
-        lambda: rewiring_pictures.draw_rewirings(path, LINES, name),
-    ]
-    for draw in drawings:
-        draw()
-        with Image.open(path) as picture:
+    level = {"fidelity": 1.0, "test_accuracy": 0.5, "macs": 1e6}
+    kinds = {
+        charts.KeptChannels: [{name: (1, 2)}],
+        charts.SortedScores: [[1e-6, 0.1, 0.5], 1, 1e-6, name],
+        charts.Profiles: [{name: {name: [0.1, 0.2]}}, name, name],
+        charts.Levels: [{name: [level]}],
+        charts.AccuracyByShare: [{name: {0.5: [0.9]}}],
+        charts.SharesByEpoch: [[1, 2], (name, [0.5, 0.5]), {name: [0.5, 1.0]}, name],
+        charts.NumbersByEpoch: [[1, 2], {name: {name: [0, 2]}}, name],
+        charts.Kernels: [{name: np.eye(3, dtype=np.float32)}],
+    }
+    assert set(kinds) == set(charts.Chart.__subclasses__())
+    for kind, values in kinds.items():
+        drawn = draw(kind("x", name, *values), tmp_path, name)
+        with Image.open(tmp_path / drawn) as picture:
             picture.load()
-        path.unlink()
+        (tmp_path / drawn).unlink()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,11 +10,11 @@ ALLOWED = {
     "processes": {"channels"},
     "files": {"processes"},
     "channels": set(),
-    "models": {"processes", "channels"},
-    "data": {"processes", "files", "channels"},
-    "methods": {"processes", "channels"},
     "records": {"processes", "files"},
     "show": {"processes", "files", "channels", "records"},
+    "models": {"processes", "channels"},
+    "data": {"processes", "files", "channels"},
+    "methods": {"processes", "channels", "show"},
     "papers": {"processes", "files"},
     "pipeline": {
         *("processes", "files", "channels", "models", "data", "methods", "records", "show"),
@@ -66,6 +66,12 @@ def test_imports_point_downwards():
             continue
         used = {other.split(".")[1] for other in modules_that_are_imported(path) if "." in other}
         assert used <= ALLOWED[package] | {package}, f"{name} imports {used - ALLOWED[package]}"
+
+
+def test_methods_know_charts_and_no_pictures():
+    for path in (PACKAGE / "methods").glob("*.py"):
+        shown = {n for n in modules_that_are_imported(path) if n.startswith("chanprune.show")}
+        assert shown <= {"chanprune.show.charts"}, path
 
 
 def test_no_module_imports_itself_by_way_of_others():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from chanprune.channels import (
     select_global,
     select_widths,
 )
+from chanprune.show.charts import Chart
 
 TrainingImages = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 
@@ -137,6 +138,7 @@ class Method:
         prunes: Whether a prune stage follows the train stage.
         converts: Whether that stage takes the method's conversions, and no channels are selected.
         score: What `select_channels` ranks channels by, for pictures.
+        percentages: Those of its metrics that are shares, in [0, 1].
         levels: Fidelity levels, in (0, 1], that the product is measured at.
         level_statistics: Number of training images from which every level's own batch-norm
             statistics are estimated at the end; 0 if the levels share the whole network's.
@@ -154,6 +156,7 @@ class Method:
     prunes = False
     converts = False
     score = "|batch-norm scale|"
+    percentages: tuple[str, ...] = ()
     levels: tuple[float, ...] = (1.0,)
     level_statistics = 0
     advice = ""
@@ -242,9 +245,17 @@ class Method:
         """Return the forms that the trained network takes one after the other, the product last."""
         return []
 
-    def portraits(self) -> dict[str, dict[str, Tensor]]:
-        """Return what else a picture should show of the channels: title -> group -> (C,) values."""
-        return {}
+    def charts(
+        self, model: nn.Module, graph: ChannelGraph, metrics: Sequence[Mapping[str, Any]]
+    ) -> list[Chart]:
+        """Return what there is to see of the training, once it is over.
+
+        Args:
+            model: The trained network.
+            graph: Its channel graph.
+            metrics: Of every epoch: its number "epoch", and what `after_epoch` said.
+        """
+        return []
 
     def finetune_hooks(self, graph: ChannelGraph) -> Method | None:
         """Return the hooks of the finetune stage, or None if there is no such stage.

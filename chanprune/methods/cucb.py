@@ -25,7 +25,7 @@ of what a uniform cut would leave it (`floor`), or a layer could be emptied by i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ from chanprune.methods.base import Setting, Step
 from chanprune.methods.dynamic import DynamicChannels, Scores, ranks
 from chanprune.processes.errors import UserError
 from chanprune.processes.parallel import summed
+from chanprune.show.charts import Chart, sorted_profiles
 
 SHORT_RUN = 20_000
 EMA_WEIGHT = 0.01
@@ -121,9 +122,12 @@ class Cucb(DynamicChannels):
         """Return the means, without the bonus."""
         return self._competing(self.arms.means)
 
-    def portraits(self) -> dict[str, Scores]:
-        """Return how often each channel was active."""
-        return {"times active": self.by_group(self.arms.counts)}
+    def charts(
+        self, model: nn.Module, graph: ChannelGraph, metrics: Sequence[Mapping[str, Any]]
+    ) -> list[Chart]:
+        """Show how often each channel was active as well."""
+        times = sorted_profiles("times active", self.by_group(self.arms.counts))
+        return [times, *super().charts(model, graph, metrics)]
 
     def _competing(self, scores: Tensor) -> Scores:
         """Let channels compete in the whole network, or within their group."""

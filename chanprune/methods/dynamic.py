@@ -7,9 +7,9 @@ channels that are not active keep every bit (see `Bank`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from chanprune.channels import ChannelGraph, Plan, Selection
 from chanprune.methods.base import Method, PruneOptions, Setting, Step, select
 from chanprune.processes.errors import UserError
+from chanprune.show.charts import Chart, SharesByEpoch, of_kind
 
 Scores = dict[str, Tensor]
 
@@ -88,6 +89,16 @@ class DynamicChannels(Method):
         kept = self.plan.kept if self.plan else {}
         widths = {f"active_share.{name}": len(kept[name]) / self.sizes[name] for name in kept}
         return {"churn": sum(changes) / max(1, len(changes)), **widths}
+
+    def charts(
+        self, model: nn.Module, graph: ChannelGraph, metrics: Sequence[Mapping[str, Any]]
+    ) -> list[Chart]:
+        """Show how much of the active set changed, and how wide the groups were."""
+        epochs = [line["epoch"] for line in metrics]
+        churn = "replaced at a choice", [line["churn"] for line in metrics]
+        widths = of_kind(metrics, "active_share")
+        heading = "active channels"
+        return [SharesByEpoch("active", heading, epochs, churn, widths, f"{heading} of each group")]
 
     def select_channels(
         self, model: nn.Module, graph: ChannelGraph, options: PruneOptions

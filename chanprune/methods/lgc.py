@@ -14,7 +14,8 @@ that a short schedule would skip is made up for, at the latest at the last step.
 from __future__ import annotations
 
 import math
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from chanprune.channels import ChannelGraph
 from chanprune.methods.base import Conversion, Method, Setting, Step
 from chanprune.processes.errors import UserError
+from chanprune.show.charts import Chart, sorted_profiles
 
 SMALLEST_SQUARE = 1e-6
 READERS = "groups that read an input"
@@ -53,6 +55,7 @@ class LearnedGroups(Method):
 
     prunes = True
     converts = True
+    percentages = ("dropped_weights",)
     after_training = ("cut_classifier",)
 
     def __init__(self, group_lasso: float = 0.0, cut_classifier: bool = True):
@@ -143,9 +146,11 @@ class LearnedGroups(Method):
             Conversion("converted, classifier cut", {**options, "half_classifier": True}, state),
         ]
 
-    def portraits(self) -> dict[str, dict[str, Tensor]]:
-        """Return by how many groups each input is read."""
-        return {READERS: {name: kept.sum(0) for name, kept in self.kept.items()}}
+    def charts(
+        self, model: nn.Module, graph: ChannelGraph, metrics: Sequence[Mapping[str, Any]]
+    ) -> list[Chart]:
+        """Show by how many groups each input is read."""
+        return [sorted_profiles(READERS, {name: kept.sum(0) for name, kept in self.kept.items()})]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the stage and which inputs each group keeps."""

@@ -50,6 +50,7 @@ class Prioritized(Leveled):
 
     prunes = True
     repeats = True
+    percentages = ("scales_below_0.05",)
 
     def __init__(
         self,

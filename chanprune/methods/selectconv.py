@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,9 @@ from chanprune.channels.damage import shares
 from chanprune.channels.selection import first_of
 from chanprune.methods.allocation import copies_for, executed, released
 from chanprune.methods.base import Method, PruneOptions, Setting, Step
+from chanprune.methods.rewiring_charts import fields, rewirings
 from chanprune.processes.errors import UserError
+from chanprune.show.charts import Chart
 
 
 class SelectiveConvolution(Method):
@@ -170,6 +173,13 @@ class SelectiveConvolution(Method):
             "copies": len(moved) // 2,
             "mean_shift": moved.mean().item() if len(moved) else 0.0,
         }
+
+    def charts(
+        self, model: nn.Module, graph: ChannelGraph, metrics: Sequence[Mapping[str, Any]]
+    ) -> list[Chart]:
+        """Show what was released and re-allocated, and where kernels look."""
+        convs = {unit.norm: unit.conv for unit in selective_units(model, graph)[0]}
+        return [*rewirings(metrics), *fields(model, convs)]
 
     def select_channels(
         self, model: nn.Module, graph: ChannelGraph, options: PruneOptions

@@ -53,6 +53,7 @@ class Slimming(Leveled):
 
     prunes = True
     repeats = True
+    percentages = ("nearly_zero_scales",)
 
     after_training = (*Leveled.after_training, "criterion")
 

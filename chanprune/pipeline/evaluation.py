@@ -10,10 +10,10 @@ from typing import Any, cast
 from chanprune import data
 from chanprune.channels import count
 from chanprune.channels.selection import first_of
+from chanprune.pipeline.job import EVAL_BATCH
 from chanprune.pipeline.loop import evaluate
 from chanprune.pipeline.model_file import Preprocessing, extract, load
 from chanprune.pipeline.prepare import pick_device
-from chanprune.pipeline.run import EVAL_BATCH
 from chanprune.processes.errors import UserError
 
 

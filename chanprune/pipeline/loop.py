@@ -103,7 +103,14 @@ def train(
     checkpoints = Checkpoints(stage.folder, stage.begun_from, model, optimiser, bank, method)
     share_files(stage.folder, (NEWEST, BEFORE))
     progress, warnings = checkpoints.load()
-    record.start_stage(stage.name, options.epochs, setting.num_steps, facts, progress.metrics)
+    record.start_stage(
+        stage.name,
+        options.epochs,
+        setting.num_steps,
+        facts,
+        progress.metrics,
+        method.percentages,
+    )
     for line in filter(None, (*warnings, method.advice, _where(progress, options))):
         record.say(f"  {line}")
     updates = Updates(bank, optimiser, method, options, stage.interruption, record.say)

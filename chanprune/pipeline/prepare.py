@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from chanprune import data
 from chanprune.channels import (
     ChannelGraph,
     CompactionError,
-    Fidelity,
     Plan,
     UnsupportedNetwork,
     compact,
@@ -25,33 +24,12 @@ from chanprune.channels import (
 from chanprune.methods import METHODS, Method, PruneOptions, select
 from chanprune.models import architecture, build, load_weights
 from chanprune.pipeline.model_file import compact_afresh, original
+from chanprune.pipeline.network import Network
 from chanprune.pipeline.optimiser import TrainOptions, setting_of
 from chanprune.pipeline.widths import kept_widths
 from chanprune.processes import ranks
 from chanprune.processes.errors import UserError
 from chanprune.processes.parallel import first_before_others
-from chanprune.show.table import Row
-
-
-@dataclass
-class Network:
-    """The network as it goes through the stages.
-
-    Attributes:
-        plan: What it keeps of the original.
-        options: Options of the model that a conversion changed.
-        rows: What was measured of it.
-        form: What training made of it: "copies", see `wiring`, and "expanded", see `expand`.
-        fidelity: Its levels, as they were measured last.
-    """
-
-    model: nn.Module
-    graph: ChannelGraph
-    plan: Plan = field(default_factory=lambda: Plan({}))
-    options: dict[str, Any] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    fidelity: Fidelity | None = None
-    form: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,8 +75,9 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     if plan.kept:
         model, graph = compact_afresh(model, graph, plan)
         channels_last(model)
-    network = Network(model, graph, plan)
     selecting = _prune_options(config, graph)
+    widths = {group.name: group.size for group in graph.prunable(selecting.coupled)}
+    network = Network(model, graph, plan, widths)
     prepared = Prepared(dataset, network, device, (*dataset.notes, *notes), selecting, built_from)
     _rehearse(config, prepared)
     return prepared

@@ -18,7 +18,6 @@ from chanprune.files.writing import flush, json_lines, write_text
 
 METRICS = "metrics.jsonl"
 QUIET = ("executed_macs", "activation_bytes")
-SHARES = ("_accuracy", "nearly_zero_scales", "scales_below_0.05", "dropped_weights")
 
 
 class Record:
@@ -33,6 +32,7 @@ class Record:
         self._path = run_dir / METRICS
         self._lines: list[dict[str, Any]] = []
         self._epochs = 0
+        self._percentages: Sequence[str] = ()
         self._writers: list[SummaryWriter] = []
 
     def start_stage(
@@ -42,6 +42,7 @@ class Record:
         num_steps: int,
         facts: Mapping[str, float],
         done: Sequence[Mapping[str, Any]] = (),
+        percentages: Sequence[str] = (),
     ) -> None:
         """Say what is about to happen, and let the files hold what is done and no more.
 
@@ -51,8 +52,9 @@ class Record:
             num_steps: Steps of all of them.
             facts: What the method says.
             done: The metrics of the epochs that are done, each with its "epoch".
+            percentages: Metrics besides accuracies that are shares, in [0, 1].
         """
-        self._epochs = epochs
+        self._epochs, self._percentages = epochs, percentages
         self._lines += ({"stage": stage, **line} for line in done)
         self._rewrite()
         self._writers.append(self._writer(stage, done))
@@ -97,7 +99,7 @@ class Record:
                 self._writers[-1].add_histogram(f"scale/{name}", scale, epoch)
         self._writers[-1].flush()
         told = "  ".join(
-            _told(name, value)
+            self._told(name, value)
             for name, value in metrics.items()
             if name not in QUIET and "." not in name
         )
@@ -116,9 +118,17 @@ class Record:
         if there != text:
             write_text(self._path, text)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of all epochs so far."""
-        return self._lines
+    def metrics_of(self, stage: str) -> list[dict[str, Any]]:
+        """Return the lines of a stage's epochs so far."""
+        return [line for line in self._lines if line["stage"] == stage]
+
+    def _told(self, name: str, value: float) -> str:
+        label = name.replace("_accuracy", "").replace("_", " ")
+        if "_accuracy" in name or name in self._percentages:
+            return f"{label} {100 * value:5.1f} %"
+        if name == "seconds":
+            return f"{value:.1f} s"
+        return f"{label} {value:.4g}" if name != "loss" else f"{label} {value:.3f}"
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
@@ -146,12 +156,3 @@ def quiet_writers() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
-
-
-def _told(name: str, value: float) -> str:
-    label = name.replace("_accuracy", "").replace("_", " ")
-    if any(share in name for share in SHARES):
-        return f"{label} {100 * value:5.1f} %"
-    if name == "seconds":
-        return f"{value:.1f} s"
-    return f"{label} {value:.4g}" if name != "loss" else f"{label} {value:.3f}"

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +27,7 @@ OURS = ["table.md", "table.csv", "summary.json", "plan.json", METRICS, CONFIG]
 OURS += ["model.safetensors", "model.json", MANIFEST]
 LOCK, OWNER = ".lock", ".owner"
 BLANK = {LOCK, OWNER, f".{CONFIG}.part"}
-PICTURES = re.compile(
-    r"((scales|order|times_active)(-\d+)?|channels|levels|active|rewired|fields)\.png"
-)
+PICTURE = re.compile(r"[\w.-]+\.png")
 FOLDERS = re.compile(r"(train|finetune)(-\d+)?|tensorboard")
 LEFT = re.compile(r"\.tmp\w*|\..+\.part")  # what a kill left of a file that was being written
 PLACES = [("dataset", "root"), ("model", "weights"), ("model", "run"), ("prune", "widths")]
@@ -180,8 +178,25 @@ def _without_config(run_dir: Path, names: set[str], overwrite: bool) -> Found:
 
 
 def _is_ours(name: str) -> bool:
-    kinds = (PICTURES, FOLDERS, LEFT)
+    kinds = (PICTURE, FOLDERS, LEFT)
     return name in {*OURS, LOCK, OWNER} or any(kind.fullmatch(name) for kind in kinds)
+
+
+def announce(run_dir: Path, pictures: Sequence[str]) -> None:
+    """Write down which pictures a run is about to draw, so that what replaces it removes them.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    write_json(run_dir / MANIFEST, {"record": _recorded(run_dir), "pictures": list(pictures)})
+
+
+def pictures_of(run_dir: Path) -> list[str]:
+    """List the pictures that a run has drawn, or was about to draw."""
+    match json_if_any(run_dir / MANIFEST):
+        case {"pictures": list(names)} | {"files": dict(names)}:
+            return [name for name in names if isinstance(name, str) and PICTURE.fullmatch(name)]
+    return []
 
 
 def seal(run_dir: Path) -> None:
@@ -190,12 +205,16 @@ def seal(run_dir: Path) -> None:
     Raises:
         RunError: The file cannot be written.
     """
-    ours = [p.name for p in run_dir.iterdir() if p.name in OURS or PICTURES.fullmatch(p.name)]
-    files = {name: _digest(run_dir / name) for name in sorted(ours) if name != MANIFEST}
+    pictures = pictures_of(run_dir)
+    ours = [name for name in (*OURS, *pictures) if name != MANIFEST and (run_dir / name).exists()]
+    files = {name: _digest(run_dir / name) for name in sorted(ours)}
     with contextlib.suppress(OSError):
         (run_dir / OWNER).unlink(missing_ok=True)
     flush_folder(run_dir)
-    write_json(run_dir / MANIFEST, {"record": _recorded(run_dir), "files": files})
+    write_json(
+        run_dir / MANIFEST,
+        {"record": _recorded(run_dir), "pictures": pictures, "files": files},
+    )
 
 
 def _sealed(run_dir: Path) -> tuple[dict[str, Any] | None, dict[str, str]]:
@@ -272,11 +291,11 @@ def begin(run_dir: Path, record: Mapping[str, Any]) -> None:
         UserError: The directory cannot be written.
     """
     try:
-        for name in (MANIFEST, *OURS):
+        for name in (*pictures_of(run_dir), *OURS):  # the manifest last, which names the pictures
             if name != CONFIG:
                 (run_dir / name).unlink(missing_ok=True)
         for old in list(run_dir.iterdir()):
-            if PICTURES.fullmatch(old.name) or LEFT.fullmatch(old.name):
+            if LEFT.fullmatch(old.name):
                 old.unlink()
             elif FOLDERS.fullmatch(old.name) and not old.is_symlink():
                 shutil.rmtree(old)

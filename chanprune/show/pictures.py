@@ -1,36 +1,69 @@
-"""Pictures of a run: which channels stayed, and where the scales were cut."""
+"""Draw charts as PNG files: one function for each kind of chart."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from functools import singledispatch
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from chanprune.channels import find_cliff
 from chanprune.files.writing import replace
+from chanprune.show.charts import (
+    AccuracyByShare,
+    Chart,
+    KeptChannels,
+    Kernels,
+    Levels,
+    NumbersByEpoch,
+    Profiles,
+    SharesByEpoch,
+    SortedScores,
+)
 from chanprune.show.drawing import logarithmic, plt, render
 
 KEPT, ORIGINAL, CUT = "#2a6fbb", "#d5dbe3", "#c8442f"
 DRAWN_FROM = 1e-6
 LABELLED = 30
+COLUMNS, LARGEST_GRID = 6, 24
 
 
-def draw_kept_channels(path: Path, widths: Mapping[str, tuple[int, int]], title: str) -> None:
-    """Draw the channels kept of each channel group.
+def draw(chart: Chart, folder: Path, title: str) -> str:
+    """Draw a chart; return the name of its file.
 
     Args:
-        path: PNG file to write.
-        widths: Group name -> (kept, original).
-        title: Heading.
+        chart: What to draw.
+        folder: Where the PNG file goes.
+        title: Names the run.
+
+    Raises:
+        RunError: The file cannot be written.
     """
-    names = list(widths)
-    kept = [widths[name][0] for name in names]
-    original = [widths[name][1] for name in names]
+    heading = f"{title}: {chart.heading}" if title else chart.heading
+    path = folder / f"{chart.name}.png"
+    save(_figure(chart, heading), path)
+    return path.name
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to a PNG file, and close it; raises as `draw` does."""
+    figure.set_layout_engine("tight")
+    replace(path, lambda part: render(figure, part, format="png", dpi=130))
+
+
+@singledispatch
+def _figure(chart: Chart, title: str) -> Figure:
+    raise TypeError(f"{type(chart).__name__} is no chart that can be drawn")
+
+
+@_figure.register
+def _kept_channels(chart: KeptChannels, title: str) -> Figure:
+    names = list(chart.widths)
+    kept = [chart.widths[name][0] for name in names]
+    original = [chart.widths[name][1] for name in names]
     is_crowded = len(names) > LABELLED
     width = 0.2 if is_crowded else 0.55
     figure, axes = plt.subplots(figsize=(min(30.0, max(6.0, width * len(names) + 2)), 4.2))
@@ -56,38 +89,22 @@ def draw_kept_channels(path: Path, widths: Mapping[str, tuple[int, int]], title:
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, loc="upper left", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
+    return figure
 
 
-def draw_sorted_scales(
-    path: Path,
-    scales: Sequence[float],
-    num_removed: int,
-    threshold: float,
-    title: str,
-    score: str = "|batch-norm scale|",
-) -> None:
-    """Draw all scales in ascending order, the cut, and the cliff where one shows.
-
-    Args:
-        path: PNG file to write.
-        scales: Score of every channel that could be pruned.
-        num_removed: How many went.
-        threshold: The largest that went; nan if none did.
-        title: Heading.
-        score: What is drawn.
-    """
-    values = np.sort(np.asarray(scales, dtype=np.float64))
+@_figure.register
+def _sorted_scores(chart: SortedScores, title: str) -> Figure:
+    values = np.sort(np.asarray(chart.scores, dtype=np.float64))
     share = np.arange(1, len(values) + 1) / len(values) * 100
     figure, axes = plt.subplots(figsize=(6.6, 4.2))
     axes.plot(share, np.maximum(values, DRAWN_FROM), color=KEPT, linewidth=1.8)
     logarithmic(axes, "y")
-    if math.isfinite(threshold):
-        cut = 100 * num_removed / len(values)
+    if math.isfinite(chart.threshold):
+        cut = 100 * chart.removed / len(values)
         axes.axvspan(0, cut, color=CUT, alpha=0.08, linewidth=0)
         axes.axvline(cut, color=CUT, linewidth=1)
         axes.annotate(
-            f"pruned: {cut:.1f} %, threshold {threshold:.2g}",
+            f"pruned: {cut:.1f} %, threshold {chart.threshold:.2g}",
             (cut, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(-4, -4),
@@ -109,35 +126,25 @@ def draw_sorted_scales(
             bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1},
         )
     axes.set_xlim(0, 100)
-    axes.set_xlabel(f"channels, sorted by {score} (%)")
-    axes.set_ylabel(score)
+    axes.set_xlabel(f"channels, sorted by {chart.what} (%)")
+    axes.set_ylabel(chart.what)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
+    return figure
 
 
-def draw_scales_by_channel(
-    path: Path,
-    panels: Mapping[str, Mapping[str, Sequence[float]]],
-    title: str,
-    score: str = "|batch-norm scale|",
-    order: str = "channel, from first to last (%)",
-) -> None:
-    """Draw the scores of every channel group over the channel's place, first to last.
-
-    Args:
-        path: PNG file to write.
-        panels: Panel title -> group name -> scores of its channels, in the network's order.
-        title: Heading.
-        score: What is drawn.
-        order: What the order of the channels means.
-    """
+@_figure.register
+def _profiles(chart: Profiles, title: str) -> Figure:
     colours = plt.get_cmap("viridis")
     figure, grid = plt.subplots(
-        1, len(panels), figsize=(max(6.6, 3.6 * len(panels)), 4.2), sharey=True, squeeze=False
+        1,
+        len(chart.panels),
+        figsize=(max(6.6, 3.6 * len(chart.panels)), 4.2),
+        sharey=True,
+        squeeze=False,
     )
-    for axes, (panel, groups) in zip(grid[0], panels.items(), strict=True):
+    for axes, (panel, groups) in zip(grid[0], chart.panels.items(), strict=True):
         last = max(1, len(groups) - 1)
         is_crowded = len(groups) > LABELLED
         for number, (name, scales) in enumerate(groups.items()):
@@ -151,27 +158,21 @@ def draw_scales_by_channel(
                 label=short(name) if number in (0, len(groups) - 1) else None,
             )
         axes.set_xlim(0, 100)
-        axes.set_xlabel(order)
+        axes.set_xlabel(chart.order)
         axes.set_title(panel, fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     grid[0][0].set_ylim(bottom=0)
-    grid[0][0].set_ylabel(score)
+    grid[0][0].set_ylabel(chart.what)
     grid[0][-1].legend(frameon=False, fontsize=8, title="first and last layer", title_fontsize=8)
     figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    return figure
 
 
-def draw_levels(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> None:
-    """Draw accuracy over MACs, a curve through the fidelity levels of each network.
-
-    Args:
-        path: PNG file to write.
-        curves: Label -> its levels, each with "fidelity", "test_accuracy" in [0, 1] and "macs".
-        title: Heading.
-    """
+@_figure.register
+def _levels(chart: Levels, title: str) -> Figure:
     figure, axes = plt.subplots(figsize=(6.6, 4.2))
-    for label, levels in curves.items():
+    for label, levels in chart.curves.items():
         macs = [level["macs"] / 1e6 for level in levels]
         accuracy = [100 * level["test_accuracy"] for level in levels]
         (line,) = axes.plot(macs, accuracy, marker="o", markersize=4, linewidth=1.5, label=label)
@@ -194,61 +195,43 @@ def draw_levels(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], t
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14))
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
+    return figure
 
 
-def draw_active_channels(path: Path, metrics: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Draw how much of the active set changed, and how wide the groups were, epoch by epoch.
-
-    Nothing is drawn of a run whose method executes all channels.
-
-    Args:
-        path: PNG file to write.
-        metrics: Lines of metrics.jsonl.
-        title: Heading.
-    """
-    epochs = [line for line in metrics if "churn" in line]
-    if not epochs:
-        return
+@_figure.register
+def _shares_by_epoch(chart: SharesByEpoch, title: str) -> Figure:
     colours = plt.get_cmap("viridis")
-    x = [line["epoch"] for line in epochs]
+    x = chart.epochs
+    what, whole = chart.whole
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(6.6, 5.2), sharex=True, height_ratios=(1, 2)
     )
-    top.plot(x, [100 * line["churn"] for line in epochs], marker="o", markersize=3)
-    top.set_ylabel("replaced at a choice (%)")
+    top.plot(x, [100 * share for share in whole], marker="o", markersize=3)
+    top.set_ylabel(f"{what} (%)")
     top.set_ylim(bottom=0)
-    shares = [key for key in epochs[0] if key.startswith("active_share.")]
-    for number, key in enumerate(shares):
+    last = len(chart.groups) - 1
+    for number, (name, shares) in enumerate(chart.groups.items()):
         bottom.plot(
             x,
-            [100 * line[key] for line in epochs],
-            color=colours(0.95 * number / max(1, len(shares) - 1)),
-            label=short(key.partition(".")[2]) if number in (0, len(shares) - 1) else None,
+            [100 * share for share in shares],
+            color=colours(0.95 * number / max(1, last)),
+            label=short(name) if number in (0, last) else None,
         )
     bottom.set_ylim(0, 103)
-    bottom.set_ylabel("active channels of each group (%)")
+    bottom.set_ylabel(f"{chart.of_groups} (%)")
     bottom.set_xlabel("epoch of training")
     bottom.legend(frameon=False, fontsize=8, title="first and last layer", title_fontsize=8)
     for axes in (top, bottom):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    return figure
 
 
-def draw_shares(
-    path: Path, curves: Mapping[str, Mapping[float, Sequence[float]]], title: str
-) -> None:
-    """Draw accuracy over the active share, a curve for each method.
-
-    Args:
-        path: PNG file to write.
-        curves: Label -> active share, in (0, 1] -> test accuracies, in [0, 1], of all seeds.
-        title: Heading.
-    """
+@_figure.register
+def _accuracy_by_share(chart: AccuracyByShare, title: str) -> Figure:
     figure, axes = plt.subplots(figsize=(6.6, 4.2))
-    for label, by_share in curves.items():
+    for label, by_share in chart.curves.items():
         shares = sorted(by_share)
         (line,) = axes.plot(
             [100 * share for share in shares],
@@ -265,15 +248,57 @@ def draw_shares(
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
+    return figure
+
+
+@_figure.register
+def _numbers_by_epoch(chart: NumbersByEpoch, title: str) -> Figure:
+    tallest = max(map(len, chart.panels.values()))
+    figure, all_axes = plt.subplots(
+        1,
+        len(chart.panels),
+        figsize=(2 + 4.2 * len(chart.panels), min(16.0, 1.8 + 0.13 * tallest)),
+        squeeze=False,
+    )
+    epochs = (chart.epochs[0] - 0.5, chart.epochs[-1] + 0.5)
+    for axes, (what, numbers) in zip(all_axes[0], chart.panels.items(), strict=True):
+        layers, table = list(numbers), np.array(list(numbers.values()))
+        extent = (*epochs, len(layers) - 0.5, -0.5)
+        image = axes.imshow(table, aspect="auto", cmap="magma_r", extent=extent, vmin=0)
+        figure.colorbar(image, ax=axes, label="channels", ticks=MaxNLocator(integer=True))
+        every = -(-len(layers) // LABELLED)
+        axes.set_yticks(
+            range(0, len(layers), every), [short(n) for n in layers[::every]], fontsize=6
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(chart.when)
+        axes.set_title(f"{what}: {int(table.sum()):,} in all", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+@_figure.register
+def _kernels(chart: Kernels, title: str) -> Figure:
+    names = list(chart.fields)
+    shown = names[:: -(-len(names) // LARGEST_GRID)]
+    rows = -(-len(shown) // COLUMNS)
+    figure, grid = plt.subplots(
+        rows, COLUMNS, figsize=(1.7 * COLUMNS, 1.9 * rows + 0.6), squeeze=False
+    )
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, name in zip(grid.flat, shown, strict=False):
+        field = chart.fields[name]
+        middle = len(field) // 2
+        own = field[middle, middle].item()
+        around = field.copy()
+        around[middle, middle] = 0
+        axes.imshow(around, cmap="magma_r", vmin=0)
+        axes.set_title(f"{short(name)}\n{own / field.sum().item():.1%} in the middle", fontsize=6)
+    figure.suptitle(f"{title}\nweight beside the middle pixel, whose own is left out", fontsize=9)
+    return figure
 
 
 def short(name: str) -> str:
     """Return a layer's name without what all of them begin with."""
     return name.removeprefix("features.").removeprefix("stages.")
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure to a PNG file, and close it; raises as `replace` does."""
-    figure.set_layout_engine("tight")
-    replace(path, lambda part: render(figure, part, format="png", dpi=130))

@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
 
-from chanprune.records.run_dir import MANIFEST, OURS, PICTURES
+from chanprune.records.run_dir import MANIFEST, OURS, PICTURE
 from tests.commands import call, train
 from tests.networks import but_slow
 from tests.test_kills import METHODS, SHORT, assert_same_run
@@ -58,7 +59,7 @@ def test_every_file_of_a_run_is_known(finished):
     listed = json.loads((finished / MANIFEST).read_text())["files"].keys() | {MANIFEST}
     others = set(files_of(finished)) - listed
     assert {name.split("/")[0] for name in others} == {"train", "finetune", "tensorboard"}
-    assert all(name in OURS or PICTURES.fullmatch(name) for name in listed)
+    assert all(name in OURS or PICTURE.fullmatch(name) for name in listed)
 
 
 @pytest.mark.slow
@@ -152,15 +153,38 @@ def test_overwriting_keeps_what_is_not_the_run_s(finished, tmp_path):
     assert (tmp_path / "elsewhere/image.png").exists()
 
 
-@pytest.mark.parametrize("names", [["train/cat/1.png"], ["train/1.png", "notes.txt"]])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_overwriting_removes_the_pictures_of_another_method(is_whole, finished, tmp_path):
+    other = [*METHODS["cucb"], *SHORT, "run.dir=out", "cache.enabled=false"]
+    assert train(*other, cwd=tmp_path).returncode == 0
+    theirs = {path.name for path in tmp_path.glob("out/*.png")}
+    assert {"active.png", "times_active.png"} <= theirs
+    manifest = tmp_path / "out" / MANIFEST
+    if not is_whole:  # as a kill leaves it that comes while pictures are drawn
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "files": {}}))
+    again = train(*ARGUMENTS, "run.overwrite=true", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert_same_run(tmp_path / "out", finished)
+    shown = re.findall(r"picture: out/(.*)", again.stdout)
+    assert shown == sorted(path.name for path in finished.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/cat/1.png"],
+        [".lock", "train/1.png", "notes.txt"],
+        [".lock", "train/1.png", "notes.png"],
+    ],
+)
 def test_a_directory_of_somebody_else_is_not_touched(names, tmp_path):
-    for name in (".lock", *names) if "notes.txt" in names else names:
+    for name in names:
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).touch()
     for options in ([], ["run.overwrite=true"]):
         refused = train(*ARGUMENTS, *options, cwd=tmp_path)
         assert refused.returncode == 2 and "holds no run" in refused.stderr
-    assert files_of(tmp_path / "out") == sorted(names)
+    assert files_of(tmp_path / "out") == sorted(set(names) - {".lock"})
 
 
 def test_a_run_that_was_killed_before_it_was_one_begins(tmp_path, finished):

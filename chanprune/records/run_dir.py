@@ -165,7 +165,7 @@ def _is_stillborn(run_dir: Path, names: set[str]) -> bool:
 
 def _without_config(run_dir: Path, names: set[str], overwrite: bool) -> Found:
     """Say what to do with a directory in which nothing says what run it holds."""
-    if LOCK not in names or not all(map(_is_ours, names)):
+    if not {LOCK, METRICS} <= names or not all(map(_is_ours, names)):
         raise UserError(
             f"run.dir={run_dir} is not empty and holds no run; give a new or empty directory"
         )

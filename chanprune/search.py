@@ -20,11 +20,12 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from tabulate import tabulate
 
 from chanprune.config import cli
+from chanprune.config.asked import place
 from chanprune.files.digest import digest
 from chanprune.files.writing import write_text
 from chanprune.processes.errors import RunError, UserError, one_line
 from chanprune.records.schemas import read_summary
-from chanprune.train import place, train
+from chanprune.train import train
 
 if TYPE_CHECKING:
     import optuna

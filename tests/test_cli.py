@@ -387,16 +387,19 @@ def test_the_wheel_carries_the_configuration(tmp_path):
     built = call_afresh("hatchling", "build", "-t", "wheel", "-d", str(tmp_path), cwd=source)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    (tmp_path / "site/configs").mkdir()  # as another distribution may leave it
+        archive.extractall(site)
+    (site / "configs").mkdir()  # as another distribution may leave it
     asked = call_afresh(
         *("chanprune.summarize", "model=vgg19", "format=json"),
         cwd=tmp_path,
-        PYTHONPATH=str(tmp_path / "site"),
+        PYTHONPATH=str(site),
     )
     assert asked.returncode == 0, asked.stderr
     assert json.loads(asked.stdout)["params"] == 20_033_866
+    asked = call_afresh("chanprune.reproduce", "--list", cwd=tmp_path, PYTHONPATH=str(site))
+    assert "slimming-cifar10: Network Slimming" in asked.stdout, asked.stderr
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "chanprune"
-COMMANDS = {"train", "evaluate", "summarize", "search", "report", "cache"}
+COMMANDS = {"train", "evaluate", "summarize", "search", "report", "cache", "reproduce"}
 # Package -> those below it that it may import.
 ALLOWED = {
     "processes": {"channels"},
@@ -15,11 +15,13 @@ ALLOWED = {
     "models": {"processes", "channels"},
     "data": {"processes", "files", "channels"},
     "methods": {"processes", "channels", "show"},
-    "papers": {"processes", "files"},
     "pipeline": {
         *("processes", "files", "channels", "models", "data", "methods", "records", "show"),
     },
     "config": {"processes", "files", "channels", "models", "methods", "records"},
+    "papers": {
+        *("processes", "files", "channels", "models", "data", "methods", "pipeline", "config"),
+    },
 }
 HYDRA = {"hydra", "omegaconf"}
 SCHEMAS = {"config", "records"}

@@ -2,35 +2,34 @@
 
 import argparse
 import json
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from chanprune import reproduce
 from chanprune.config.cli import config_dir
 from chanprune.config.schema import validate
-from chanprune.papers.published import Table, bounds, like, number, read, verdict
-from scripts import reproduce
+from chanprune.papers.job import Job
+from chanprune.papers.published import PUBLISHED, Table, bounds, like, number, read, verdict
+from chanprune.reproduce import dry_run, listed
+from tests.commands import call
 from tests.networks import but_slow
 
-TABLES, SETS = read(reproduce.PUBLISHED)
-SCRIPT = reproduce.__file__
+TABLES, SETS = read(PUBLISHED)
 
 
 def job(table, *overrides, **options):
     chosen = {"rows": None, "controls": None, "scale": "full", "seeds": 1, "no_timing": True}
     namespace = argparse.Namespace(**{**chosen, **options, "overrides": list(overrides)})
-    return reproduce.Job(TABLES[table], SETS, namespace)
+    return Job(TABLES[table], SETS, namespace)
 
 
 def test_the_list_names_every_table_with_its_rows():
     for table in TABLES.values():
-        text = reproduce.listed(table)
+        text = listed(table)
         assert text.startswith(f"{table.id}: {table.title}")
         assert all(f"  {name} " in text for name in table.rows)
 
@@ -38,7 +37,7 @@ def test_the_list_names_every_table_with_its_rows():
 @pytest.mark.parametrize("name", but_slow(TABLES, "condensenet"))
 def test_what_does_not_depend_on_training_is_as_printed(name):
     """Equal to the printed digits, or with the reason why not; every experiment composes."""
-    text = "\n".join(job(name).dry_run())
+    text = "\n".join(dry_run(job(name)))
     assert "UNEXPLAINED" not in text
     for row in TABLES[name].rows.values():
         assert f"{row.id}: {row.name}" in text
@@ -46,10 +45,10 @@ def test_what_does_not_depend_on_training_is_as_printed(name):
 
 
 def test_counts_are_compared_to_the_digit():
-    text = "\n".join(job("l1norm-cifar10").dry_run())
+    text = "\n".join(dry_run(job("l1norm-cifar10")))
     compared = re.findall(r"= (\S+), paper (\S+), (\w+)", text)
     assert len(compared) == 16 and all(ours == theirs for ours, theirs, _ in compared)
-    text = "\n".join(job("prioritized-cifar10").dry_run())
+    text = "\n".join(dry_run(job("prioritized-cifar10")))
     assert "8,487,738 = 8.49e6, paper 8.49e6, equal" in text
     assert "1,000,218 = 1.00e6, paper 1.00e6, equal" in text
 
@@ -124,27 +123,19 @@ def test_a_shortened_schedule_keeps_the_travel():
 
 def test_a_time_is_measured_in_seconds():
     asked = job("l1norm-cifar10", "model.width=0.0625", no_timing=False, rows="resnet56_a")
-    text = "\n".join(asked.dry_run())
+    text = "\n".join(dry_run(asked))
     assert re.search(r"about [\d.]+ (s|min|h|days) a seed on ", text)
 
 
 @pytest.mark.slow
-def test_a_smoke_run_of_the_real_script(tmp_path, monkeypatch, capsys):
+def test_a_smoke_run(tmp_path, monkeypatch, capsys):
     """Runs what is missing, a row that is a control among it, and nothing the second time."""
     arguments = [
         *("l1norm-cifar10", "--scale", "smoke", "--rows", "vgg16_a_scratch", "--out", "tables"),
         *("--controls", "none", "dataset=digits", "dataset.image_size=16", "model.width=0.0625"),
         *("train.epochs=1", "finetune.epochs=1", "device=cpu"),
     ]
-    home = str(Path(SCRIPT).parents[1])
-    first = subprocess.run(
-        [sys.executable, SCRIPT, *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": home},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    first = call("chanprune.reproduce", *arguments, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("python -m chanprune.train") == 3
     text = (tmp_path / "tables/l1norm-cifar10-smoke.md").read_text()
@@ -154,7 +145,7 @@ def test_a_smoke_run_of_the_real_script(tmp_path, monkeypatch, capsys):
     summaries = list((tmp_path / "outputs/digits").glob("*/summary.json"))
     assert len(summaries) == 3 and all("accuracy" in json.loads(p.read_text()) for p in summaries)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [SCRIPT, *arguments])
+    monkeypatch.setattr(sys, "argv", ["chanprune.reproduce", *arguments])
     reproduce.main()
     again = capsys.readouterr().out
     assert "python -m chanprune.train" not in again and text.splitlines()[0] in again
@@ -169,7 +160,7 @@ def test_a_smoke_run_of_the_real_script(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_mistakes_get_a_line(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["chanprune.reproduce", *arguments])
     with pytest.raises(SystemExit) as leaving:
         reproduce.main()
     said = capsys.readouterr().err

@@ -1,7 +1,8 @@
 """Published figures: read from a file, compared with ours to the digits that are printed.
 
-The file is docs/published.yaml. A table has a title, a source, the conventions of its counts, how
-far ours may be off, and rows. A row says how it is had here, and what the paper prints of it.
+The file is published.yaml, beside this one. A table has a title, a source, the conventions of its
+counts, how far ours may be off, and rows. A row says how it is had here, and what the paper prints
+of it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import yaml
 
 from chanprune.processes.errors import UserError
 
+PUBLISHED = Path(__file__).with_name("published.yaml")
 COLUMNS = {
     "error": "error %",
     "accuracy": "accuracy %",

@@ -63,6 +63,33 @@ def test_what_an_activation_writes_over_is_not_taken_for_a_constant(name):
     assert results[0] == results[1]
 
 
+class ReadAgain(nn.Module):
+    """Reads a tensor again that an activation has written over; or twice what it returns."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        torch.manual_seed(0)
+        self.front = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))
+        self.act = nn.Threshold(0.5, 2.0, inplace)
+        self.rest = nn.Sequential(conv_norm(6, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images):
+        seen = self.front(images)
+        active = self.act(seen)
+        return self.head(self.rest((seen if self.act.inplace else active) + active))
+
+
+def test_a_tensor_that_is_written_over_is_known_by_its_earlier_name_too():
+    errors = []
+    for inplace in (False, True):
+        model = randomise(ReadAgain(inplace), 0).double().eval()
+        torch.manual_seed(1)
+        plan = Plan({"rest.0.0": range(4, 8)})
+        errors.append(error_of(model, trace(model, SMALL_SHAPE), plan, "bias")[0])
+    assert errors[0] == pytest.approx(errors[1], rel=1e-12)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (3, 0)])
 def test_unpadded_convolutions_absorb_exactly(kernel, padding, bias):

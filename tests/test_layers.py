@@ -10,14 +10,16 @@ ALLOWED = {
     "processes": {"channels"},
     "files": {"processes"},
     "channels": set(),
+    "rewiring": {"channels"},
     "models": {"processes", "channels"},
     "data": {"processes", "files", "channels"},
-    "methods": {"processes", "channels"},
+    "methods": {"processes", "channels", "rewiring"},
     "records": {"processes", "files"},
     "show": {"processes", "files", "channels", "records"},
     "papers": {"processes", "files"},
     "pipeline": {
-        *("processes", "files", "channels", "models", "data", "methods", "records", "show"),
+        *("processes", "files", "channels", "rewiring", "models", "data", "methods"),
+        *("records", "show"),
     },
     "config": {"processes", "files", "channels", "models", "methods", "records"},
 }

@@ -13,23 +13,19 @@ from torch import nn
 import chanprune
 from chanprune.channels import (
     Bank,
-    Copying,
-    Expanded,
     Plan,
-    allow_copies,
     compact,
     count,
-    selective_units,
     trace,
-    wiring,
 )
 from chanprune.channels.slicing import gather
 from chanprune.methods import SelectiveConvolution, Setting, Step
-from chanprune.methods.allocation import executed, released
 from chanprune.models import build
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.prepare import prepare
 from chanprune.processes.errors import UserError
+from chanprune.rewiring import Copying, Expanded, allow_copies, selective_units, wiring
+from chanprune.rewiring.allocation import executed, released
 from tests.networks import randomise
 from tests.test_pipeline import changed, execute
 
@@ -146,7 +142,7 @@ def test_every_slot_stays_open_where_there_are_copies_and_none_opens_again_elsew
     before = None
     for step in steps(4):
         for rewiring in chosen.rewirings(step):
-            bank.rewire(rewiring)
+            rewiring.apply(bank)
         plan = chosen.active_channels(step)
         if plan is not None:
             bank.activate(plan)
@@ -169,7 +165,7 @@ def train(chosen, network, epochs=4, steps_per_epoch=3, seed=0):
     draws = torch.Generator().manual_seed(seed)
     for step in steps(epochs):
         for rewiring in chosen.rewirings(step):
-            bank.rewire(rewiring)
+            rewiring.apply(bank)
         plan = chosen.active_channels(step)
         if plan is not None:
             bank.activate(plan)
@@ -188,7 +184,7 @@ def train(chosen, network, epochs=4, steps_per_epoch=3, seed=0):
 def test_it_makes_no_difference_whether_released_channels_are_executed(model, monkeypatch):
     found = []
     for up_to in (0.0, 0.6, 1.0):
-        monkeypatch.setattr("chanprune.methods.allocation.GATHERED_UP_TO", up_to)
+        monkeypatch.setattr("chanprune.rewiring.allocation.GATHERED_UP_TO", up_to)
         chosen, network = prepared(model, realloc=False, threshold=0.1)
         found.append((chosen, *train(chosen, network)))
     open_channels = found[0][0]._open

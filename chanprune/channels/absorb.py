@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from chanprune.channels import operations as ops
-from chanprune.channels.graph import ChannelGraph, ChannelNumbers, Layer
+from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.layers import ChannelNumbers, Layer
 from chanprune.channels.modes import evaluating
 from chanprune.channels.plan import Plan
 

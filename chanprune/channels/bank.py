@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from chanprune.channels.compact import put
-from chanprune.channels.copies import Copying, Rewiring
 from chanprune.channels.counting import executed_macs
 from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.plan import Plan
@@ -32,7 +32,7 @@ class Bank:
     Attributes:
         plan: What is active; None: everything, with the network's own tensors in place.
         macs: Multiply-accumulates of a forward pass of what is active, for one image.
-        changes: How often other tensors were put in place, or the network was rewired.
+        changes: How often other tensors were put in place, or `note_change` was called.
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, optimiser: torch.optim.Optimizer):
@@ -73,41 +73,18 @@ class Bank:
         self.macs = executed_macs(dict(self.model.named_parameters()), after)
         self._retarget()
 
-    @torch.no_grad()
-    def rewire(self, rewiring: Rewiring) -> None:
-        """Take columns from a convolution, and let them serve copies.
-
-        The output stays what it is without the released inputs, bit for bit, as the columns begin
-        at zero. They, and the copies' shifts, begin without momentum; scales and shifts of the
-        norm take that of the slot they are copied from. Without copies they become zero as well,
-        and so does every gradient of the channel, which is zero from then on.
-        """
+    def note_change(self) -> None:
+        """Say that the network computes something else from now on, with the tensors in place."""
         self.changes += 1
-        released = list(rewiring.released)
-        for tensor in self._with_moments(rewiring.conv, "weight"):
-            tensor[:, released] = 0
-        if rewiring.copies is None:
-            for name in ("weight", "bias"):
-                for tensor in self._with_moments(rewiring.reader, name):
-                    tensor[released] = 0
-            return
-        reader = self.model.get_submodule(rewiring.reader)
-        assert isinstance(reader, Copying)
-        reader.copy(rewiring.copies)
-        slots, like = list(rewiring.copies.slots), list(rewiring.copies.like)
-        for moment in self._moments_of(reader.shift):
-            moment[slots] = 0
-        for name in ("weight", "bias") if isinstance(reader, nn.BatchNorm2d) else ():
-            for moment in self._moments_of(reader.get_parameter(name)):
-                moment[slots] = moment[like]
 
-    def _with_moments(self, module: str, name: str) -> list[Tensor]:
-        parameter = self.model.get_submodule(module).get_parameter(name)
-        return [parameter, *self._moments_of(parameter)]
-
-    def _moments_of(self, parameter: nn.Parameter) -> list[Tensor]:
-        state = self.optimiser.state.get(parameter, {})
+    def moments(self, parameter: str) -> list[Tensor]:
+        """Return what the optimiser remembers of each entry of a parameter, to be changed."""
+        state = self.optimiser.state.get(self.model.get_parameter(parameter), {})
         return [value for value in state.values() if value is not None and value.dim()]
+
+    def with_moments(self, parameter: str) -> list[Tensor]:
+        """Return a parameter, as it is executed, and its `moments`."""
+        return [self.model.get_parameter(parameter), *self.moments(parameter)]
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -162,3 +139,10 @@ class Bank:
         for key, counters in self._counters.items():
             for name, value in counters.items():
                 self.optimiser.state[active[name]][key] = value
+
+
+class Change(Protocol):
+    """What a method does to a network between two steps, and to what its optimiser remembers."""
+
+    def apply(self, bank: Bank) -> None:
+        """Do it, and call `Bank.note_change`."""

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.absorb import Absorption, absorb_constants
-from chanprune.channels.copies import Copying
 from chanprune.channels.double import InDouble
 from chanprune.channels.emptied import constant_of
-from chanprune.channels.gathered import read
-from chanprune.channels.graph import ChannelGraph, Layer
+from chanprune.channels.gathered import Gathered, read
+from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.layers import Layer
 from chanprune.channels.modes import copied, keeping_random_numbers
 from chanprune.channels.outputs import leaves
 from chanprune.channels.plan import Plan
@@ -110,8 +110,8 @@ def _shrunk(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Pl
             continue
         module = small.get_submodule(name)
         put(module, layer, state)
-        if isinstance(module, Copying):
-            module.drop_idle_shifts(len(layer.inputs))
+        if isinstance(module, Gathered):
+            module.compacted(len(layer.inputs))
     return small if after.calls is graph.calls else rebuilt(small, after)
 
 

@@ -12,7 +12,8 @@ from torch import fx, nn
 from chanprune.channels import operations as ops
 from chanprune.channels.compact import TOLERANCE, compact, masked
 from chanprune.channels.gathered import Gathered
-from chanprune.channels.graph import ChannelGraph, ChannelGroup, Layer
+from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.layers import ChannelGroup, Layer
 from chanprune.channels.modes import copied
 from chanprune.channels.plan import Plan
 

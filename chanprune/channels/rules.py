@@ -13,10 +13,9 @@ from torch import fx, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.calls import UnsupportedNetwork
-from chanprune.channels.copies import OF_COPIES, Copying
 from chanprune.channels.emptied import Constant
 from chanprune.channels.gathered import Gathered
-from chanprune.channels.graph import ChannelNumbers, Layer, constant_layer
+from chanprune.channels.layers import ChannelNumbers, Layer, constant_layer
 from chanprune.channels.plain import has_code_of_its_own, treats_channels_alone
 from chanprune.channels.unite import Numbering
 
@@ -312,8 +311,14 @@ def _dims_along(node: fx.Node) -> list[int]:
 
 def _parameters(module: nn.Module) -> tuple[str, ...]:
     state = module.state_dict()
-    others = OF_COPIES if isinstance(module, Copying) else ()
-    return tuple(name for name, tensor in state.items() if tensor.dim() > 0 and name not in others)
+    uncut = module.uncut if isinstance(module, Gathered) else ()
+    return tuple(name for name, tensor in state.items() if tensor.dim() > 0 and name not in uncut)
+
+
+def _keep_inputs_whole(walk: Walk, name: str, numbers: ChannelNumbers) -> None:
+    module = walk.modules[name]
+    if isinstance(module, Gathered) and module.stays_whole:
+        walk.freeze(numbers, f"{name} {module.stays_whole}")
 
 
 def _convolution(walk: Walk, node: fx.Node) -> ChannelNumbers:
@@ -344,8 +349,7 @@ def _convolution(walk: Walk, node: fx.Node) -> ChannelNumbers:
     walk.check_layer(node, layer)
     for numbers in (inputs, outputs):
         walk.numbering.divide(numbers, blocks, name)
-    if isinstance(module, Copying):
-        walk.freeze(inputs, f"{name} has copies of channels")
+    _keep_inputs_whole(walk, name, inputs)
     return walk.record(node, layer)
 
 
@@ -419,8 +423,7 @@ def _batch_norm(walk: Walk, node: fx.Node) -> ChannelNumbers:
         walk.freeze(outputs, f"{name} has no scale")
     if name in walk.called:
         walk.freeze(outputs, f"{name} is called several times")
-    if isinstance(module, Copying):
-        walk.freeze(outputs, f"{name} has copies of channels")
+    _keep_inputs_whole(walk, name, outputs)
     return walk.record(node, layer)
 
 

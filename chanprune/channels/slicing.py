@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from chanprune.channels.graph import Axis, ChannelGraph
+from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.layers import Axis
 from chanprune.channels.plan import Plan
 
 State = dict[str, Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chanprune.channels import (
+    Change,
     ChannelGraph,
     Plan,
-    Rewiring,
     Selection,
     select_above,
     select_global,
@@ -186,8 +186,8 @@ class Method:
         """
         return {}
 
-    def rewirings(self, step: Step) -> list[Rewiring]:
-        """Return what convolutions give up of their inputs, and what serves copies, from now on.
+    def rewirings(self, step: Step) -> Sequence[Change]:
+        """Return what is to be done to the network and the optimiser's state, such as a `Rewiring`.
 
         Called before each step, before `active_channels`.
         """

@@ -24,23 +24,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels import (
-    ChannelGraph,
+from chanprune.channels import ChannelGraph, Plan, Selection
+from chanprune.channels.selection import first_of
+from chanprune.methods.base import Method, PruneOptions, Setting, Step
+from chanprune.processes.errors import UserError
+from chanprune.rewiring import (
     Copying,
     DamageOptions,
-    Plan,
     Rewiring,
-    Selection,
     Unit,
     allow_copies,
     expected_damage,
     selective_units,
 )
-from chanprune.channels.damage import shares
-from chanprune.channels.selection import first_of
-from chanprune.methods.allocation import copies_for, executed, released
-from chanprune.methods.base import Method, PruneOptions, Setting, Step
-from chanprune.processes.errors import UserError
+from chanprune.rewiring.allocation import copies_for, executed, released
+from chanprune.rewiring.damage import shares
 
 
 class SelectiveConvolution(Method):

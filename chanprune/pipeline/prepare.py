@@ -30,6 +30,7 @@ from chanprune.pipeline.widths import kept_widths
 from chanprune.processes import ranks
 from chanprune.processes.errors import UserError
 from chanprune.processes.parallel import first_before_others
+from chanprune.rewiring import Form
 from chanprune.show.table import Row
 
 
@@ -41,7 +42,7 @@ class Network:
         plan: What it keeps of the original.
         options: Options of the model that a conversion changed.
         rows: What was measured of it.
-        form: What training made of it: "copies", see `wiring`, and "expanded", see `expand`.
+        form: What training made of it, see `rewiring.settle`.
         fidelity: Its levels, as they were measured last.
     """
 
@@ -51,7 +52,7 @@ class Network:
     options: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     fidelity: Fidelity | None = None
-    form: dict[str, dict[str, Any]] = field(default_factory=dict)
+    form: Form = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

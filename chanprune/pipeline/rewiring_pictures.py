@@ -11,8 +11,8 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from chanprune.channels import Copying
-from chanprune.channels.shift import hat_kernels, radius_of
+from chanprune.rewiring import Copying
+from chanprune.rewiring.shift import hat_kernels, radius_of
 from chanprune.show.drawing import plt
 from chanprune.show.pictures import LABELLED, save, short
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from chanprune import data
+from chanprune import data, rewiring
 from chanprune.channels import (
     ChannelGraph,
     CompactionError,
@@ -23,14 +23,11 @@ from chanprune.channels import (
     Plan,
     compact,
     count,
-    expand,
     order_by,
     prefix_plan,
     recalibrate,
     scale_scores,
-    selective_units,
     trace,
-    wiring,
 )
 from chanprune.files.digest import digest
 from chanprune.files.writing import write_json, write_text
@@ -280,7 +277,7 @@ class _Experiment:
 
     def settle(self, network: Network) -> None:
         """Let the channel graph, and what is stored, take in what training rewired."""
-        network.form = {"expanded": expand(network.model), "copies": wiring(network.model)}
+        network.form = rewiring.settle(network.model)
         if not any(network.form.values()):
             return
         before = network.graph.groups
@@ -449,7 +446,8 @@ class _Experiment:
         draw_rewirings(
             self.run_dir / "rewired.png", self.record.metrics(), f"{self._title()}: channels"
         )
-        convs = {unit.norm: unit.conv for unit in selective_units(network.model, network.graph)[0]}
+        units, _ = rewiring.selective_units(network.model, network.graph)
+        convs = {unit.norm: unit.conv for unit in units}
         draw_fields(self.run_dir / "fields.png", network.model, convs, f"{self._title()}: kernels")
         table = as_markdown(network.rows, notes)
         write_text(self.run_dir / "table.md", table)

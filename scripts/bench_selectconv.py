@@ -184,7 +184,7 @@ def without(name: str, share: float, device: str) -> tuple[Form, Form]:
         Rewiring(unit.conv, unit.norm, order[number:]).apply(bank)
     small = compact(model, graph, Plan(kept), check=False).model
     small.to(memory_format=torch.channels_last)
-    bank.activate(executed(kept, graph))
+    bank.activate(graph.cut(executed(kept, graph)))
     return Form(model, bank.macs, bank), Form(small, count(small, shape_of(name)).macs)
 
 

@@ -417,7 +417,7 @@ def test_rewired_networks_are_traced_compacted_and_counted(kind):
     skeleton = NETWORKS[kind]()
     rewire(skeleton, described)
     rewired = trace(skeleton, SMALL_SHAPE)
-    plan = Plan(rewired.unread(Plan({})))
+    plan = Plan(rewired.cut(Plan({})).still_read)
     small = compact(model, rewired, plan)
     torch.testing.assert_close(small.model(images), model(images), atol=1e-10, rtol=0)
     counts = count(small.model, SMALL_SHAPE)
@@ -441,9 +441,9 @@ def test_a_stream_keeps_what_something_reads():
     unit, norm = first_unit(model, graph)
     norm.copy(Copies([1], [0], [0], torch.zeros(1, 2)))
     rewired = trace(model, SMALL_SHAPE)
-    ((name, kept),) = rewired.unread(Plan({})).items()
+    ((name, kept),) = rewired.cut(Plan({})).still_read.items()
     with pytest.raises(ValueError, match="must stay whole"):
-        rewired.kept_mask(Plan({name: kept[1:]}))
+        rewired.cut(Plan({name: kept[1:]}))
 
 
 def test_without_copies_a_norm_becomes_what_it_was():

@@ -66,7 +66,8 @@ class Training:
             conv = next(u.conv for u in self.updates.method.units if u.norm == name)
             copies = Copies([1, 2], [0, 0], [0, 0], shifts)
             Rewiring(conv, name, [1, 2], copies).apply(self.updates.bank)
-        self.updates.bank.activate(Plan({}))
+        bank = self.updates.bank
+        bank.activate(bank.graph.cut(Plan({})))
 
 
 class Operations(TorchDispatchMode):

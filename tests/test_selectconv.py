@@ -143,13 +143,13 @@ def test_every_slot_stays_open_where_there_are_copies_and_none_opens_again_elsew
     for step in steps(4):
         for rewiring in chosen.rewirings(step):
             rewiring.apply(bank)
-        plan = chosen.active_channels(step)
-        if plan is not None:
-            bank.activate(plan)
+        cut = chosen.active_channels(step)
+        if cut is not None:
+            bank.activate(cut)
             if before is not None:
-                for name, kept in plan.kept.items():
+                for name, kept in cut.plan.kept.items():
                     assert set(kept) <= set(before.kept[name]) and kept
-            before = plan
+            before = cut.plan
     assert before is not None and wiring(network.model)
     pointwise = {unit.group for unit in chosen.units if unit.is_pointwise}
     assert not pointwise & before.kept.keys()
@@ -166,9 +166,9 @@ def train(chosen, network, epochs=4, steps_per_epoch=3, seed=0):
     for step in steps(epochs):
         for rewiring in chosen.rewirings(step):
             rewiring.apply(bank)
-        plan = chosen.active_channels(step)
-        if plan is not None:
-            bank.activate(plan)
+        cut = chosen.active_channels(step)
+        if cut is not None:
+            bank.activate(cut)
         for _ in range(steps_per_epoch):
             images = torch.randn(8, 1, 16, 16, dtype=torch.float64, generator=draws)
             labels = torch.randint(0, 5, (8,), generator=draws)
@@ -196,7 +196,7 @@ def test_it_makes_no_difference_whether_released_channels_are_executed(model, mo
     for chosen, bank, _ in found[1:]:
         assert chosen._open == open_channels
         states = [
-            gather({k: v.detach() for k, v in own.model.state_dict().items()}, own.graph, plan)
+            gather({k: v.detach() for k, v in own.model.state_dict().items()}, own.graph.cut(plan))
             for own in (found[0][1], bank)
         ]
         for name, tensor in states[0].items():
@@ -349,7 +349,7 @@ def test_unread_outputs_of_a_grouped_convolution_go_evenly():
         released = torch.cat([first_of_blocks, torch.tensor([1])])
         allow_copies(norm).read_copies(released, torch.full_like(released, 2))
     graph = trace(model, (3, 16, 16))
-    left = graph.unread(Plan({}))
+    left = graph.cut(Plan({})).still_read
     grouped = {name: kept for name, kept in left.items() if graph.groups[name].blocks > 1}
     assert grouped
     for name, kept in grouped.items():

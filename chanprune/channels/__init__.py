@@ -20,7 +20,7 @@ from chanprune.channels.counting import (
     executed_macs,
 )
 from chanprune.channels.fidelity import Fidelity, fidelity_groups, prefix_plan
-from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.indices import index_widths, refuse_odd_indices
 from chanprune.channels.layers import ChannelGroup
 from chanprune.channels.modes import evaluating, keeping_random_numbers
@@ -47,6 +47,7 @@ __all__ = [
     "Compaction",
     "CompactionError",
     "Counts",
+    "Cut",
     "Fidelity",
     "LayerCount",
     "Plan",

@@ -153,7 +153,7 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
         graph: Its channel graph.
         plan: What is kept.
     """
-    after = graph.after(plan)
+    after = graph.cut(plan).after
     layers = []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))

@@ -51,6 +51,11 @@ class ChannelGroup:
     is_stream: bool = False
 
     @property
+    def numbers(self) -> slice:
+        """The numbers of its channels."""
+        return slice(self.start, self.start + self.size)
+
+    @property
     def coupled(self) -> bool:
         """Several producers are summed: their channels go together or not at all."""
         return len(self.producers) > 1

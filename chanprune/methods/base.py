@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from chanprune.channels import (
     Change,
     ChannelGraph,
-    Plan,
+    Cut,
     Selection,
     select_above,
     select_global,
@@ -193,7 +193,7 @@ class Method:
         """
         return []
 
-    def active_channels(self, step: Step) -> Plan | None:
+    def active_channels(self, step: Step) -> Cut | None:
         """Return the channels to execute and train from this step on; None: as before.
 
         Called before each step. What is not active keeps every bit; see `Bank`.

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels import ChannelGraph, Plan, Selection
+from chanprune.channels import ChannelGraph, Cut, Plan, Selection
 from chanprune.channels.selection import first_of
 from chanprune.methods.base import Method, PruneOptions, Setting, Step
 from chanprune.processes.errors import UserError
@@ -147,12 +147,12 @@ class SelectiveConvolution(Method):
             return []
         return [self._rewire(unit) for unit in self.units]
 
-    def active_channels(self, step: Step) -> Plan | None:
+    def active_channels(self, step: Step) -> Cut | None:
         """Leave out what was released for good, where that is faster."""
         if not self._is_new:
             return None
         self._is_new = False
-        return executed(self._open, self.graph)
+        return self.graph.cut(executed(self._open, self.graph))
 
     def after_epoch(self, step: Step) -> dict[str, float]:
         """Report what was released and re-allocated in front of this epoch, and shifts so far."""
@@ -180,8 +180,7 @@ class SelectiveConvolution(Method):
             group_of[unit.norm]: shares(self._damage(model, unit)).amax(1) for unit in releasing
         }
         self.remarks = (self._layer_local(model),)
-        unread = graph.unread(Plan(kept))
-        for name, left in unread.items():
+        for name, left in graph.cut(Plan(kept)).still_read.items():
             scores[name] = torch.zeros(graph.groups[name].size, dtype=torch.float64)
             scores[name][left] = 1.0
             kept[name] = left

@@ -236,7 +236,7 @@ class _Experiment:
         except ValueError as error:
             raise UserError(str(error)) from error
         try:
-            plan = network.graph.complete(Plan(selection.kept))
+            plan = network.graph.cut(Plan(selection.kept)).complete
         except ValueError as error:
             raise UserError(f"prune.min_channels=0 empties too much: {error}") from error
         agree(plan)
@@ -339,7 +339,7 @@ class _Experiment:
             if method.level_statistics:
                 images = self.training_images(method.level_statistics)
                 network.fidelity.estimate(level, images, self.device)
-            graph = network.graph.after(prefix_plan(network.graph, level))
+            graph = network.graph.cut(prefix_plan(network.graph, level)).after
             small = Network(network.fidelity.extract(level), graph, rows=network.rows)
             self.measure(small, stage, time.perf_counter() - began, level)
 

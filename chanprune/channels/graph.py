@@ -24,6 +24,8 @@ from chanprune.channels.layers import (
 )
 from chanprune.channels.plan import Plan
 
+KeptPositions = tuple[tuple[Axis, ChannelNumbers], ...]
+
 
 @dataclass(frozen=True, eq=False)
 class ChannelGraph:
@@ -116,6 +118,14 @@ class Cut:
     before: ChannelGraph
     plan: Plan
     keep: Mask
+
+    @cached_property
+    def kept(self) -> dict[str, KeptPositions]:
+        """Tensor name -> its axes that run over channels, each with the positions that stay."""
+        return {
+            name: tuple((axis, np.flatnonzero(self.keep[axis.channels])) for axis in axes)
+            for name, axes in self.before.axes.items()
+        }
 
     @property
     def complete(self) -> Plan:

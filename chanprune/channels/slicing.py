@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chanprune.channels.graph import ChannelGraph, Cut
-from chanprune.channels.layers import Axis, ChannelNumbers, Mask
+from chanprune.channels.graph import ChannelGraph, Cut, KeptPositions
+from chanprune.channels.layers import Axis, ChannelNumbers
 
 State = dict[str, Tensor]
 
@@ -30,19 +30,17 @@ def gather(state: Mapping[str, Tensor], cut: Cut) -> State:
     Returns:
         New tensors; `scatter` puts them back.
     """
-    axes = cut.before.axes
-    return {name: _gathered(tensor, axes.get(name, ()), cut.keep) for name, tensor in state.items()}
+    return {name: _gathered(tensor, cut.kept.get(name, ())) for name, tensor in state.items()}
 
 
-def _gathered(tensor: Tensor, axes: tuple[Axis, ...], keep: Mask) -> Tensor:
-    if any(axis.blocks > 1 for axis in axes):
-        index = _index(axes, keep, tensor.device)
+def _gathered(tensor: Tensor, kept: KeptPositions) -> Tensor:
+    if any(axis.blocks > 1 for axis, _ in kept):
+        index = _index(kept, tensor.device)
         return tensor if index is None else tensor[index]
-    for axis in axes:
-        kept = keep[axis.channels]
-        if not kept.all():
-            positions = torch.from_numpy(np.flatnonzero(kept)).to(_index_device(tensor.device))
-            tensor = tensor.index_select(axis.dim, positions)
+    for axis, positions in kept:
+        if len(positions) < len(axis.channels):
+            index_of = torch.from_numpy(positions).to(_index_device(tensor.device))
+            tensor = tensor.index_select(axis.dim, index_of)
     return tensor
 
 
@@ -56,19 +54,17 @@ def narrow(state: Mapping[str, Tensor], cut: Cut) -> State:
     Returns:
         Views of the tensors; copies where what is kept is not at the front.
     """
-    axes = cut.before.axes
-    return {name: _narrowed(tensor, axes.get(name, ()), cut.keep) for name, tensor in state.items()}
+    return {name: _narrowed(tensor, cut.kept.get(name, ())) for name, tensor in state.items()}
 
 
-def _narrowed(tensor: Tensor, axes: tuple[Axis, ...], keep: Mask) -> Tensor:
-    kept = [np.flatnonzero(keep[axis.channels]) for axis in axes]
-    for axis, positions in zip(axes, kept, strict=True):
+def _narrowed(tensor: Tensor, kept: KeptPositions) -> Tensor:
+    for axis, positions in kept:
         is_whole = len(positions) == len(axis.channels)
         if not is_whole and (axis.blocks > 1 or positions[-1] != len(positions) - 1):
-            index = _index(axes, keep, tensor.device)
+            index = _index(kept, tensor.device)
             assert index is not None
             return tensor[index]
-    for axis, positions in zip(axes, kept, strict=True):
+    for axis, positions in kept:
         if axis.blocks == 1:
             tensor = tensor.narrow(axis.dim, 0, len(positions))
     return tensor
@@ -100,9 +96,8 @@ def write(small: Mapping[str, Tensor], into: Mapping[str, Tensor], cut: Cut) -> 
         into: Tensors of the original shapes, changed in place.
         cut: As for `scatter`.
     """
-    axes = cut.before.axes
     for name, tensor in small.items():
-        index = _index(axes.get(name, ()), cut.keep, tensor.device)
+        index = _index(cut.kept.get(name, ()), tensor.device)
         if index is None:
             if into[name].data_ptr() != tensor.data_ptr():
                 into[name].copy_(tensor)
@@ -150,12 +145,12 @@ def _places(channels: ChannelNumbers, wanted: ChannelNumbers) -> ChannelNumbers:
     return places
 
 
-def _index(axes: tuple[Axis, ...], keep: Mask, device: torch.device) -> tuple[Tensor, ...] | None:
+def _index(kept: KeptPositions, device: torch.device) -> tuple[Tensor, ...] | None:
     """Build the indices of the kept rows and of each row's kept columns; None if all are kept."""
-    if all(keep[axis.channels].all() for axis in axes):
+    if all(len(positions) == len(axis.channels) for axis, positions in kept):
         return None
-    rows = np.flatnonzero(keep[axes[0].channels])
-    indices = [rows] if len(axes) == 1 else [rows[:, None], _columns(axes[1], keep, len(rows))]
+    rows = kept[0][1]
+    indices = [rows] if len(kept) == 1 else [rows[:, None], _columns(*kept[1], len(rows))]
     return tuple(torch.from_numpy(index).to(_index_device(device)) for index in indices)
 
 
@@ -163,9 +158,8 @@ def _index_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _columns(axis: Axis, keep: Mask, num_rows: int) -> ChannelNumbers:
+def _columns(axis: Axis, kept: ChannelNumbers, num_rows: int) -> ChannelNumbers:
     """Build (1, columns), or (rows, columns) where the blocks of a grouped convolution differ."""
-    kept = np.flatnonzero(keep[axis.channels])
     if axis.blocks == 1:
         return kept[None]
     width = len(axis.channels) // axis.blocks

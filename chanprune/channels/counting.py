@@ -3,8 +3,7 @@
 `params` are weights, biases, batch-norm scales and shifts, and what else is learned; buffers never
 count. `macs` are the multiply-accumulates of convolutions, transposed ones too, and of matrix
 products for one image, whether a layer does them or a function that a module calls, and those that
-a layer says it does besides (`Gathered`; four for each pixel of a shifted copy): batch norm,
-activations, pooling and gathers count 0.
+a layer says it does besides (`Gathered`): batch norm, activations, pooling and gathers count 0.
 `activations` are the elements that convolutions and linear layers put out. What papers print as
 "FLOPs" differs by factors of up to six: `CONVENTIONS` names their ways.
 """

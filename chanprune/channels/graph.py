@@ -141,8 +141,8 @@ class Cut:
     def still_read(self) -> dict[str, list[int]]:
         """Of each stream that has channels which nothing reads, those that are read.
 
-        Such channels arise where a batch norm reads copies of others instead. With those that are
-        read stand some others where the blocks of a grouped convolution must stay equally wide.
+        Such channels arise where batch norms read others several times instead (`Gathered`). Some
+        stand with those that are read where the blocks of a grouped convolution stay equally wide.
         """
         read = read_mask(self.before.layers, self.keep)
         found = {}

@@ -28,16 +28,14 @@ from torch import nn
 from chanprune.channels import (
     Bank,
     Plan,
-    Rewiring,
-    allow_copies,
     compact,
     count,
     rowwise_batch_norms,
-    selective_units,
     trace,
 )
-from chanprune.methods.allocation import copies_for, executed
 from chanprune.models import build
+from chanprune.rewiring import Rewiring, allow_copies, selective_units
+from chanprune.rewiring.allocation import copies_for, executed
 
 IMAGE_SIZE = 32
 REALLOCATED = 0.2
@@ -167,7 +165,7 @@ def with_copies(name: str, device: str) -> Form:
             copies = copies_for(
                 damage, slots, index, is_copy, top=3, max_copies=None, generator=draws
             )
-            bank.rewire(Rewiring(unit.conv, unit.norm, slots, copies))
+            Rewiring(unit.conv, unit.norm, slots, copies).apply(bank)
     return Form(model, count(model, shape_of(name)).macs)
 
 
@@ -183,10 +181,10 @@ def without(name: str, share: float, device: str) -> tuple[Form, Form]:
         order = torch.randperm(size, generator=draws).tolist()
         number = max(1, round((1 - share) * size))
         kept[unit.group] = sorted(order[:number])
-        bank.rewire(Rewiring(unit.conv, unit.norm, order[number:]))
+        Rewiring(unit.conv, unit.norm, order[number:]).apply(bank)
     small = compact(model, graph, Plan(kept), check=False).model
     small.to(memory_format=torch.channels_last)
-    bank.activate(executed(kept, graph))
+    bank.activate(graph.cut(executed(kept, graph)))
     return Form(model, bank.macs, bank), Form(small, count(small, shape_of(name)).macs)
 
 

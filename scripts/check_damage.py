@@ -20,8 +20,9 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from chanprune import data, load
-from chanprune.channels import DamageOptions, Unit, expected_damage, selective_units, trace
+from chanprune.channels import trace
 from chanprune.files.reading import yaml_of
+from chanprune.rewiring import DamageOptions, Unit, expected_damage, selective_units
 from chanprune.show.drawing import plt
 from chanprune.show.pictures import save, short
 

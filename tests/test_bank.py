@@ -53,7 +53,7 @@ def everything(model, optimiser):
 
 
 def axes_of(name, graph):
-    return graph.axes().get(name.split(" ")[-1], ())
+    return graph.axes.get(name.split(" ")[-1], ())
 
 
 @pytest.mark.parametrize("adam", [False, True])
@@ -69,10 +69,10 @@ def test_what_is_active_trains_like_the_compact_network_and_the_rest_keeps_every
         alone = make_optimiser(small, adam)
         for key in {key.split(" ")[0] for key in before if " " in key}:
             own = {n: before[f"{key} {n}"] for n, _ in model.named_parameters()}
-            cut = own if key == "step" else gather(own, graph, plan)
+            cut = own if key == "step" else gather(own, graph.cut(plan))
             for parameter_name, parameter in small.named_parameters():
                 alone.state[parameter][key] = cut[parameter_name].clone()
-        bank.activate(plan)
+        bank.activate(graph.cut(plan))
         assert bank.macs == count(small, SMALL_SHAPE).macs
         for repeat in range(2):
             loss = step(model, bank.optimiser, 10 * number + repeat)
@@ -80,13 +80,13 @@ def test_what_is_active_trains_like_the_compact_network_and_the_rest_keeps_every
         bank.activate(None)
         after = everything(model, bank.optimiser)
         expected = everything(small, alone)
-        keep = graph.kept_mask(plan)
+        keep = graph.cut(plan).keep
         for tensor, value in after.items():
             axes = axes_of(tensor, graph)
             if value.dim() == 0 or not axes:
                 torch.testing.assert_close(value, expected[tensor])
                 continue
-            part = gather({tensor.split(" ")[-1]: value}, graph, plan)
+            part = gather({tensor.split(" ")[-1]: value}, graph.cut(plan))
             torch.testing.assert_close(next(iter(part.values())), expected[tensor])
             rows = torch.from_numpy(keep[axes[0].channels])
             assert torch.equal(value[~rows], before[tensor][~rows]), tensor
@@ -100,15 +100,15 @@ def test_a_step_on_active_channels_is_a_step_of_the_masked_network(name):
     """Spec D, 1: batch norms normalise with the statistics of the batch in both."""
     model, graph, bank = prepared(name)
     plan = random_plan(graph, 3)
-    whole = masked(model, graph, plan).train()
+    whole = masked(model, graph.cut(plan)).train()
     images = torch.randn(4, *SMALL_SHAPE, dtype=torch.float64)
-    bank.activate(plan)
+    bank.activate(graph.cut(plan))
     logits = model(images)
     torch.testing.assert_close(logits, whole(images), rtol=1e-10, atol=1e-10)
     logits.square().sum().backward()
     whole(images).square().sum().backward()
     gradients = {n: p.grad for n, p in whole.named_parameters()}
-    small = gather(gradients, graph, plan)
+    small = gather(gradients, graph.cut(plan))
     for parameter_name, parameter in model.named_parameters():
         torch.testing.assert_close(
             parameter.grad, small[parameter_name], rtol=1e-8, atol=1e-8, msg=parameter_name
@@ -122,7 +122,7 @@ def test_choosing_without_a_step_changes_nothing(name):
     parameters = dict(model.named_parameters())
     before = everything(model, bank.optimiser)
     for number in range(3):
-        bank.activate(random_plan(graph, number))
+        bank.activate(graph.cut(random_plan(graph, number)))
         with bank.whole():
             assert everything(model, bank.optimiser).keys() == before.keys()
             for tensor, value in everything(model, bank.optimiser).items():
@@ -141,7 +141,7 @@ def test_with_everything_active_it_is_plain_training():
     alone = make_optimiser(plain)
     everything_kept = Plan({g.name: range(g.size) for g in graph.prunable()})
     for number in range(5):
-        bank.activate(everything_kept)
+        bank.activate(graph.cut(everything_kept))
         assert step(model, bank.optimiser, number) == step(plain, alone, number)
     bank.activate(None)
     for name, tensor in everything(plain, alone).items():
@@ -157,8 +157,8 @@ def test_momentum_of_what_enters_is_kept_or_forgotten():
         norm = group.norms[0]
         buffer = bank.optimiser.state[model.get_parameter(f"{norm}.weight")]["momentum_buffer"]
         before = buffer.clone()
-        bank.activate(first)
-        bank.activate(second, forget=forget)
+        bank.activate(graph.cut(first))
+        bank.activate(graph.cut(second), forget=forget)
         own = bank.optimiser.state[model.get_parameter(f"{norm}.weight")]["momentum_buffer"]
         assert own[0] == before[1]
         assert own[1] == (0 if forget else before[2])
@@ -168,7 +168,7 @@ def test_momentum_of_what_enters_is_kept_or_forgotten():
 def test_tensors_are_really_small():
     model, graph, bank = prepared("chain")
     whole = sum(p.numel() for p in model.parameters())
-    bank.activate(Plan({g.name: [0] for g in graph.prunable()}))
+    bank.activate(graph.cut(Plan({g.name: [0] for g in graph.prunable()})))
     assert sum(p.numel() for p in model.parameters()) < whole / 4
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert all(c.weight.shape[0] == c.out_channels for c in convolutions)
@@ -190,7 +190,7 @@ def test_every_change_of_tensors_is_counted_and_moments_have_their_layout(name):
         return [tensor.data_ptr() for tensor in (*model.parameters(), *moments)]
 
     plan = random_plan(graph, 0)
-    for change in (lambda: None, lambda: bank.activate(plan), lambda: None, bank.whole):
+    for change in (lambda: None, lambda: bank.activate(graph.cut(plan)), lambda: None, bank.whole):
         before, seen = tensors(), bank.changes
         opened = change()
         if opened is not None:

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from chanprune.channels import Copies, allow_copies, batchnorm, rowwise_batch_norms
+from chanprune.channels import batchnorm, rowwise_batch_norms
 from chanprune.channels.gathered import read
 from chanprune.channels.rowwise_norm import batch_norm, is_faster
+from chanprune.rewiring import Copies, allow_copies
 from tests.networks import randomise
 from tests.test_pipeline import STAGE, changed, execute
 

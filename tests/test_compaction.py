@@ -54,7 +54,7 @@ def close(left: torch.Tensor, right: torch.Tensor) -> bool:
 def mask_norms_only(model: nn.Module, graph, plan) -> nn.Module:
     """Zero scales and shifts alone, as the papers do; every layer must have a batch norm."""
     full = copy.deepcopy(model)
-    keep = torch.from_numpy(graph.kept_mask(plan))
+    keep = torch.from_numpy(graph.cut(plan).keep)
     for layer in graph.layers.values():
         if layer.kind == "norm":
             norm = full.get_submodule(layer.name)
@@ -70,7 +70,7 @@ def test_compact_equals_masked(name, seed):
     model, graph, plan, images = prepared(name, seed)
     result = compact(model, graph, plan)
     assert result.max_error <= TOLERANCE
-    reference = masked(model, graph, plan)
+    reference = masked(model, graph.cut(plan))
     assert close(result.model.eval()(images), reference.eval()(images))
     if seed >= 3 and name in TORCHVISION:
         return
@@ -79,7 +79,7 @@ def test_compact_equals_masked(name, seed):
     weight = torch.randn_like(outputs[0])
     for output in outputs:
         (output * weight).sum().backward()
-    expected = gather({k: p.grad for k, p in reference.named_parameters()}, graph, plan)
+    expected = gather({k: p.grad for k, p in reference.named_parameters()}, graph.cut(plan))
     for key, parameter in result.model.named_parameters():
         assert close(parameter.grad, expected[key]), key
 
@@ -138,11 +138,11 @@ def test_counts_of_plan_module_and_tensors_agree(name):
 def test_gather_and_scatter_are_inverse(name):
     model, graph, plan, _ = prepared(name, 3)
     state = model.state_dict()
-    small = gather(state, graph, plan)
+    small = gather(state, graph.cut(plan))
     zeros = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
-    again = gather(scatter(small, zeros, graph, plan), graph, plan)
+    again = gather(scatter(small, zeros, graph.cut(plan)), graph.cut(plan))
     assert all(torch.equal(again[key], tensor) for key, tensor in small.items())
-    untouched = scatter(small, state, graph, plan)
+    untouched = scatter(small, state, graph.cut(plan))
     assert all(torch.equal(untouched[key], tensor) for key, tensor in state.items())
 
 
@@ -150,7 +150,7 @@ def test_gather_and_scatter_are_inverse(name):
 def test_gather_serves_the_optimisers_state(name):
     """Momentum cut by the plan is what the compact network would have accumulated itself."""
     model, graph, plan, images = prepared(name, 4)
-    networks = (compact(model, graph, plan).model.train(), masked(model, graph, plan).train())
+    networks = (compact(model, graph, plan).model.train(), masked(model, graph.cut(plan)).train())
     momenta = []
     for network in networks:
         optimiser = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
@@ -161,7 +161,7 @@ def test_gather_serves_the_optimisers_state(name):
         momenta.append(
             {k: optimiser.state[p]["momentum_buffer"] for k, p in network.named_parameters()}
         )
-    cut = gather(momenta[1], graph, plan)
+    cut = gather(momenta[1], graph.cut(plan))
     assert all(close(momenta[0][key], tensor) for key, tensor in cut.items())
 
 

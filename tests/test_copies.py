@@ -10,26 +10,28 @@ from torch import nn
 
 from chanprune.channels import (
     Bank,
-    Copies,
-    Copying,
     Plan,
-    Rewiring,
-    allow_copies,
     compact,
     count,
     count_plan,
+    trace,
+)
+from chanprune.channels.gathered import pick
+from chanprune.models import build
+from chanprune.rewiring import (
+    Copies,
+    Copying,
+    Rewiring,
+    allow_copies,
     expand,
     expanded,
     rebuild,
     rewire,
     selective_units,
-    trace,
     wiring,
 )
-from chanprune.channels.gathered import pick
-from chanprune.channels.shift import hat_kernels, radius_of, translate
-from chanprune.methods.allocation import copies_for
-from chanprune.models import build
+from chanprune.rewiring.allocation import copies_for
+from chanprune.rewiring.shift import hat_kernels, radius_of, translate
 from tests.networks import SMALL, SMALL_SHAPE, conv_norm, randomise
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -201,7 +203,7 @@ def test_slots_read_what_they_are_told_to_of_a_stream(layer, training, own, widt
     expected = torch.autograd.grad((theirs * towards).sum(), (images, copying.shift))
     for one, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-11, rtol=0)
-    copying.drop_idle_shifts(width)
+    copying.compacted(width)
     torch.testing.assert_close(copying.eval()(images), plain.eval()(read_kept(copying, images)))
 
 
@@ -218,7 +220,7 @@ def test_a_norm_without_copies_goes_on_reading_its_own_channels(own):
     norm.gather_channels(torch.tensor(own))
     images = random(2, 8, 5, 4)
     before = norm(images)
-    norm.drop_idle_shifts(8)
+    norm.compacted(8)
     assert not isinstance(norm, Copying)
     assert torch.equal(norm(images), before)
 
@@ -313,10 +315,10 @@ def test_re_allocating_changes_nothing_when_it_happens(kind, training):
     bank = Bank(model, graph, torch.optim.SGD(model.parameters(), lr=0.1))
     images = random(4, *SMALL_SHAPE)
     slots = [1, 3]
-    bank.rewire(Rewiring(unit.conv, unit.norm, slots))
+    Rewiring(unit.conv, unit.norm, slots).apply(bank)
     reference = copy.deepcopy(model).train(training)
     copies = Copies(slots, [0, 2], [0, 2], random(2, 2, seed=1))
-    bank.rewire(Rewiring(unit.conv, unit.norm, slots, copies))
+    Rewiring(unit.conv, unit.norm, slots, copies).apply(bank)
     assert torch.equal(model.train(training)(images), reference(images))
     loss = model.train()(images).square().sum()
     loss.backward()
@@ -347,7 +349,7 @@ def test_new_columns_begin_without_momentum_and_norms_with_that_of_their_source(
     conv = model.get_submodule(unit.conv)
     keys = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",)
     before = {key: optimiser.state[conv.weight][key].clone() for key in keys}
-    bank.rewire(Rewiring(unit.conv, unit.norm, [1], Copies([1], [0], [0], torch.ones(1, 2))))
+    Rewiring(unit.conv, unit.norm, [1], Copies([1], [0], [0], torch.ones(1, 2))).apply(bank)
     for key in keys:
         moment = optimiser.state[conv.weight][key]
         assert moment[:, 1].eq(0).all() and torch.equal(moment[:, 2:], before[key][:, 2:])
@@ -372,7 +374,7 @@ def test_a_slot_that_is_used_again_begins_to_move_anew(adam):
     options = {} if adam else {"momentum": 0.9, "nesterov": True}
     bank = Bank(model, graph, make(model.parameters(), lr=0.01, **options))
     begin = Copies([1, 3, 4], [0, 2, 2], [0, 2, 2], random(3, 2, seed=1))
-    bank.rewire(Rewiring(unit.conv, unit.norm, [1, 3, 4], begin))
+    Rewiring(unit.conv, unit.norm, [1, 3, 4], begin).apply(bank)
     for seed in range(3):
         bank.optimiser.zero_grad()
         model(random(4, *SMALL_SHAPE, seed=seed)).square().mean().backward()
@@ -381,7 +383,7 @@ def test_a_slot_that_is_used_again_begins_to_move_anew(adam):
     before = {key: value.clone() for key, value in state.items() if value.dim()}
     assert all(value[[1, 3, 4]].abs().min() > 0 for value in before.values())
     again = Copies([1, 4], [5, 6], [5, 6], random(2, 2, seed=2))
-    bank.rewire(Rewiring(unit.conv, unit.norm, [1, 4], again))
+    Rewiring(unit.conv, unit.norm, [1, 4], again).apply(bank)
     for key, value in before.items():
         value[[1, 4]] = 0
         assert torch.equal(state[key], value), key
@@ -415,7 +417,7 @@ def test_rewired_networks_are_traced_compacted_and_counted(kind):
     skeleton = NETWORKS[kind]()
     rewire(skeleton, described)
     rewired = trace(skeleton, SMALL_SHAPE)
-    plan = Plan(rewired.unread(Plan({})))
+    plan = Plan(rewired.cut(Plan({})).still_read)
     small = compact(model, rewired, plan)
     torch.testing.assert_close(small.model(images), model(images), atol=1e-10, rtol=0)
     counts = count(small.model, SMALL_SHAPE)
@@ -439,14 +441,14 @@ def test_a_stream_keeps_what_something_reads():
     unit, norm = first_unit(model, graph)
     norm.copy(Copies([1], [0], [0], torch.zeros(1, 2)))
     rewired = trace(model, SMALL_SHAPE)
-    ((name, kept),) = rewired.unread(Plan({})).items()
+    ((name, kept),) = rewired.cut(Plan({})).still_read.items()
     with pytest.raises(ValueError, match="must stay whole"):
-        rewired.kept_mask(Plan({name: kept[1:]}))
+        rewired.cut(Plan({name: kept[1:]}))
 
 
 def test_without_copies_a_norm_becomes_what_it_was():
     norm = allow_copies(nn.BatchNorm2d(4))
-    norm.drop_idle_shifts(4)
+    norm.compacted(4)
     assert type(norm) is nn.BatchNorm2d
     assert norm.state_dict().keys() == nn.BatchNorm2d(4).state_dict().keys()
 

@@ -63,9 +63,9 @@ class Training:
         images = torch.randn(8, *SMALL_SHAPE, generator=random, dtype=torch.float64)
         labels = torch.randint(0, 5, (8,), generator=random)
         now = moment(self.index, progress=self.index / self.setting.num_steps)
-        plan = self.method.active_channels(now)
-        if plan is not None:
-            self.bank.activate(plan)
+        cut = self.method.active_channels(now)
+        if cut is not None:
+            self.bank.activate(cut)
         self.plans.append(self.bank.plan)
         self.optimiser.zero_grad(set_to_none=True)
         loss, _ = self.method.loss(self.model, images, labels, 0.0)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chanprune.channels import DamageOptions, expected_damage
-from chanprune.channels.damage import mean_activity, mean_square_activity, shares
-from chanprune.methods.allocation import released
+from chanprune.rewiring import DamageOptions, expected_damage
+from chanprune.rewiring.allocation import released
+from chanprune.rewiring.damage import mean_activity, mean_square_activity, shares
 
 THRESHOLDS = (0.0, 0.001, 0.02, 0.1, 0.3)
 

@@ -58,7 +58,7 @@ def test_a_postactivation_block_without_a_channel_adds_a_constant(options):
 def test_a_dense_layer_without_a_channel_appends_nothing():
     model = network("densenet40", width=0.25)
     graph = trace(model, SHAPE)
-    plan = graph.complete(Plan({"stages.0.3.bn": ()}))
+    plan = graph.cut(Plan({"stages.0.3.bn": ()})).complete
     assert plan.kept["stages.0.3.conv"] == ()
     whole = graph.groups["stages.0.5.bn"].size
     assert len(plan.kept["stages.0.5.bn"]) == whole - 3
@@ -105,7 +105,7 @@ def test_compact_equals_masked_and_rounds_compose(name, seed):
     assert built.params == sum(p.numel() for p in first.model.parameters())
     later = emptied(first.graph, seed + 10, 1)
     second = compact(first.model, first.graph, later)
-    at_once = compact(model, graph, graph.complete(plan).then(first.graph.complete(later)))
+    at_once = compact(model, graph, graph.cut(plan).complete.then(first.graph.cut(later).complete))
     images = torch.randn(2, *SHAPE, dtype=torch.float64)
     torch.testing.assert_close(
         second.model.eval()(images), at_once.model.eval()(images), rtol=1e-9, atol=1e-9
@@ -181,7 +181,7 @@ def test_a_network_cut_in_two_is_refused(name, group):
     graph = trace(SMALL[name](), SMALL_SHAPE)
     assert not graph.may_be_emptied(group)
     with pytest.raises(ValueError, match=f"keeps no channel of {group}, but "):
-        graph.after(Plan({group: ()}))
+        assert graph.cut(Plan({group: ()})).after
 
 
 def test_selection_empties_only_what_it_may():

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import chanprune
-from chanprune.channels import Plan, compact, count, rebuild, recalibrate, rewire, trace
+from chanprune.channels import Plan, compact, count, recalibrate, trace
 from chanprune.models import build
 from chanprune.pipeline.model_file import Preprocessing, save_model
 from chanprune.processes.errors import UserError
+from chanprune.rewiring import restore
 from tests.commands import in_child
 from tests.mutations import mutate_json, mutate_tensors
 from tests.networks import but_slow
@@ -43,8 +44,7 @@ def save(folder, form):
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     model = build(**architecture)
-    rebuild(model, made.get("expanded", {}))
-    rewire(model, made.get("copies", {}))
+    restore(model, made)
     graph = trace(model, (1, 16, 16))
     group = graph.prunable("keep")[0]
     kept = (index for index in range(group.size) if index % (group.size // group.blocks))

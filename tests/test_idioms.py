@@ -68,7 +68,7 @@ def test_what_is_followed_computes_what_the_masked_network_does(name):
     for plan in plans(graph):
         result = compact(net, graph, plan)
         assert result.max_error <= 1e-9
-        assert agree(result.model(images), masked(net, graph, plan)(images))
+        assert agree(result.model(images), masked(net, graph.cut(plan))(images))
     trained = [flat(n.train()(images)) for n in (net, result.model)]
     shapes = [[getattr(leaf, "shape", leaf) for leaf in leaves] for leaves in trained]
     assert shapes[0] == shapes[1]
@@ -209,7 +209,7 @@ def test_layers_of_train_mode_alone_are_cut_and_trained():
     images = torch.randn(4, *SHAPE, dtype=torch.float64)
     small = compact(net, graph, plan).model.train()
     assert small.aux.in_features == 8
-    expected = masked(net, graph, plan).train()(images)[1]
+    expected = masked(net, graph.cut(plan)).train()(images)[1]
     torch.testing.assert_close(small(images)[1], expected)
     assert count(small, SHAPE).params == sum(p.numel() for p in small.parameters())
 
@@ -239,7 +239,7 @@ def test_a_block_that_goes_by_chance_cannot_be_emptied():
     graph = trace(network(FOLLOWED["path dropped by chance"]), SHAPE)
     assert not graph.may_be_emptied("b.0")
     with pytest.raises(ValueError, match="draws random numbers"):
-        graph.after(Plan({"b.0": ()}))
+        assert graph.cut(Plan({"b.0": ()})).after
 
 
 class Optional(nn.Module):

@@ -12,11 +12,13 @@ ALLOWED = {
     "channels": set(),
     "records": {"processes", "files"},
     "show": {"processes", "files", "channels", "records"},
+    "rewiring": {"channels", "show"},
     "models": {"processes", "channels"},
     "data": {"processes", "files", "channels"},
-    "methods": {"processes", "channels", "show"},
+    "methods": {"processes", "channels", "rewiring", "show"},
     "pipeline": {
-        *("processes", "files", "channels", "models", "data", "methods", "records", "show"),
+        *("processes", "files", "channels", "rewiring", "models", "data", "methods"),
+        *("records", "show"),
     },
     "config": {"processes", "files", "channels", "models", "methods", "records"},
     "papers": {

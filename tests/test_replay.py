@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from chanprune.channels import Bank, Plan, Rewiring, trace
-from chanprune.channels.copies import Copies, Copying
+from chanprune.channels import Bank, Plan, trace
 from chanprune.methods import METHODS, MultiFidelity, Setting, Step
 from chanprune.models import build
 from chanprune.pipeline.cost import Cost
@@ -21,6 +20,8 @@ from chanprune.pipeline.optimiser import make_optimiser
 from chanprune.pipeline.replay import STEPS_BEFORE, Replay
 from chanprune.pipeline.updates import Updates
 from chanprune.processes.interruption import Interruption
+from chanprune.rewiring import Rewiring
+from chanprune.rewiring.copies import Copies, Copying
 from tests.test_methods import OPTIONS
 
 SHAPE = (3, 16, 16)
@@ -64,8 +65,9 @@ class Training:
             shifts = torch.tensor([[0.3, -1.2], [-0.6, 0.4]])
             conv = next(u.conv for u in self.updates.method.units if u.norm == name)
             copies = Copies([1, 2], [0, 0], [0, 0], shifts)
-            self.updates.bank.rewire(Rewiring(conv, name, [1, 2], copies))
-        self.updates.bank.activate(Plan({}))
+            Rewiring(conv, name, [1, 2], copies).apply(self.updates.bank)
+        bank = self.updates.bank
+        bank.activate(bank.graph.cut(Plan({})))
 
 
 class Operations(TorchDispatchMode):

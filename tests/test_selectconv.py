@@ -13,23 +13,19 @@ from torch import nn
 import chanprune
 from chanprune.channels import (
     Bank,
-    Copying,
-    Expanded,
     Plan,
-    allow_copies,
     compact,
     count,
-    selective_units,
     trace,
-    wiring,
 )
 from chanprune.channels.slicing import gather
 from chanprune.methods import SelectiveConvolution, Setting, Step
-from chanprune.methods.allocation import executed, released
 from chanprune.models import build
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.prepare import prepare
 from chanprune.processes.errors import UserError
+from chanprune.rewiring import Copying, Expanded, allow_copies, selective_units, wiring
+from chanprune.rewiring.allocation import executed, released
 from tests.networks import randomise
 from tests.test_pipeline import changed, execute
 
@@ -146,14 +142,14 @@ def test_every_slot_stays_open_where_there_are_copies_and_none_opens_again_elsew
     before = None
     for step in steps(4):
         for rewiring in chosen.rewirings(step):
-            bank.rewire(rewiring)
-        plan = chosen.active_channels(step)
-        if plan is not None:
-            bank.activate(plan)
+            rewiring.apply(bank)
+        cut = chosen.active_channels(step)
+        if cut is not None:
+            bank.activate(cut)
             if before is not None:
-                for name, kept in plan.kept.items():
+                for name, kept in cut.plan.kept.items():
                     assert set(kept) <= set(before.kept[name]) and kept
-            before = plan
+            before = cut.plan
     assert before is not None and wiring(network.model)
     pointwise = {unit.group for unit in chosen.units if unit.is_pointwise}
     assert not pointwise & before.kept.keys()
@@ -169,10 +165,10 @@ def train(chosen, network, epochs=4, steps_per_epoch=3, seed=0):
     draws = torch.Generator().manual_seed(seed)
     for step in steps(epochs):
         for rewiring in chosen.rewirings(step):
-            bank.rewire(rewiring)
-        plan = chosen.active_channels(step)
-        if plan is not None:
-            bank.activate(plan)
+            rewiring.apply(bank)
+        cut = chosen.active_channels(step)
+        if cut is not None:
+            bank.activate(cut)
         for _ in range(steps_per_epoch):
             images = torch.randn(8, 1, 16, 16, dtype=torch.float64, generator=draws)
             labels = torch.randint(0, 5, (8,), generator=draws)
@@ -188,7 +184,7 @@ def train(chosen, network, epochs=4, steps_per_epoch=3, seed=0):
 def test_it_makes_no_difference_whether_released_channels_are_executed(model, monkeypatch):
     found = []
     for up_to in (0.0, 0.6, 1.0):
-        monkeypatch.setattr("chanprune.methods.allocation.GATHERED_UP_TO", up_to)
+        monkeypatch.setattr("chanprune.rewiring.allocation.GATHERED_UP_TO", up_to)
         chosen, network = prepared(model, realloc=False, threshold=0.1)
         found.append((chosen, *train(chosen, network)))
     open_channels = found[0][0]._open
@@ -200,7 +196,7 @@ def test_it_makes_no_difference_whether_released_channels_are_executed(model, mo
     for chosen, bank, _ in found[1:]:
         assert chosen._open == open_channels
         states = [
-            gather({k: v.detach() for k, v in own.model.state_dict().items()}, own.graph, plan)
+            gather({k: v.detach() for k, v in own.model.state_dict().items()}, own.graph.cut(plan))
             for own in (found[0][1], bank)
         ]
         for name, tensor in states[0].items():
@@ -353,7 +349,7 @@ def test_unread_outputs_of_a_grouped_convolution_go_evenly():
         released = torch.cat([first_of_blocks, torch.tensor([1])])
         allow_copies(norm).read_copies(released, torch.full_like(released, 2))
     graph = trace(model, (3, 16, 16))
-    left = graph.unread(Plan({}))
+    left = graph.cut(Plan({})).still_read
     grouped = {name: kept for name, kept in left.items() if graph.groups[name].blocks > 1}
     assert grouped
     for name, kept in grouped.items():

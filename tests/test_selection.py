@@ -268,7 +268,7 @@ def test_channels_behind_a_gather_are_scored_by_the_columns_that_read_them(name)
     for group in gathered:
         number = group.start + 1
         with torch.no_grad():
-            for tensor, axes in graph.axes().items():
+            for tensor, axes in graph.axes.items():
                 for axis in axes[1:]:
                     columns = torch.from_numpy(axis.channels == number)
                     model.get_parameter(tensor)[:, columns] *= 2

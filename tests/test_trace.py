@@ -16,7 +16,7 @@ def graph_of(name: str):
 def test_every_parameter_axis_has_channels_of_the_right_number(name):
     model = SMALL[name]()
     graph = trace(model, SMALL_SHAPE)
-    axes = graph.axes()
+    axes = graph.axes
     state = model.state_dict()
     assert set(axes) == {key for key, tensor in state.items() if tensor.dim() > 0}
     for key, of_tensor in axes.items():
@@ -40,7 +40,7 @@ def test_a_chain_has_one_group_per_layer_and_its_ends_are_fixed():
         ("first.1.running_var", 0),
         ("second.0.weight", 1),
     ]
-    flattened = next(axis for axis in graph.axes()["hidden.weight"] if axis.dim == 1)
+    flattened = next(axis for axis in graph.axes["hidden.weight"] if axis.dim == 1)
     assert flattened.channels.tolist() == [11 + c for c in range(10) for _ in range(16)]
 
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from chanprune.channels import operations as ops
-from chanprune.channels.graph import ChannelGraph, ChannelNumbers, Layer
+from chanprune.channels.graph import Cut
+from chanprune.channels.layers import ChannelNumbers, Layer
 from chanprune.channels.modes import evaluating
-from chanprune.channels.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,19 @@ class Absorption:
 
 
 @torch.no_grad()
-def absorb_constants(
-    model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan
-) -> dict[str, Absorption]:
+def absorb_constants(model: nn.Module, small: nn.Module, cut: Cut) -> dict[str, Absorption]:
     """Add what the dropped channels' constants contribute to the layers behind them in `small`.
 
     Args:
         model: The network before compaction.
         small: The compact network, whose biases and running means are changed.
-        graph: Graph of `model`.
-        plan: What was kept.
+        cut: Of the graph of `model`.
 
     Returns:
         Group name -> what became of its constants, for every group that lost channels.
     """
-    keep = torch.from_numpy(graph.kept_mask(plan))
-    constants = _Constants(model, small, graph, keep)
+    graph, keep = cut.before, torch.from_numpy(cut.keep)
+    constants = _Constants(model, small, cut)
     constants.run_on_zeros()
     absorbed = {}
     for group in graph.groups.values():
@@ -111,12 +108,12 @@ class _Constants(fx.Interpreter):
         factors: Those of them that lack nothing, and are what they are for an image of zeros.
     """
 
-    def __init__(self, model: nn.Module, small: nn.Module, graph: ChannelGraph, keep: Tensor):
-        super().__init__(fx.GraphModule(model, graph.calls), garbage_collect_values=True)
+    def __init__(self, model: nn.Module, small: nn.Module, cut: Cut):
+        super().__init__(fx.GraphModule(model, cut.before.calls), garbage_collect_values=True)
         self.small = small
-        self.layers = graph.layers
-        self.input_shape = graph.input_shape
-        self.keep = keep
+        self.layers = cut.before.layers
+        self.input_shape = cut.before.input_shape
+        self.keep = torch.from_numpy(cut.keep)
         self.errors: dict[str, float] = {}
         self.spread: dict[int, float] = {}
         self.unknown: set[int] = set()

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from chanprune.channels.compact import put
-from chanprune.channels.copies import Copying, Rewiring
 from chanprune.channels.counting import executed_macs
-from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.plan import Plan
 from chanprune.channels.slicing import State, gather, write
 
@@ -30,16 +30,16 @@ class Bank:
         optimiser: What trains it, with the network's parameters in it.
 
     Attributes:
-        plan: What is active; None: everything, with the network's own tensors in place.
+        cut: What is active; None: everything, with the network's own tensors in place.
         macs: Multiply-accumulates of a forward pass of what is active, for one image.
-        changes: How often other tensors were put in place, or the network was rewired.
+        changes: How often other tensors were put in place, or `note_change` was called.
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, optimiser: torch.optim.Optimizer):
         self.model = model
         self.graph = graph
         self.optimiser = optimiser
-        self.plan: Plan | None = None
+        self.cut: Cut | None = None
         self.changes = 0
         self.macs = executed_macs(dict(model.named_parameters()), graph)
         self._parameters = dict(model.named_parameters())
@@ -49,77 +49,59 @@ class Bank:
         self._moments: dict[str, State] = {}
         self._counters: dict[str, State] = {}
 
-    def activate(self, plan: Plan | None, *, forget: bool = False) -> None:
-        """Execute and train what `plan` keeps from now on, and nothing else.
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of what is active; None: everything."""
+        return self.cut.plan if self.cut else None
+
+    def activate(self, cut: Cut | None, *, forget: bool = False) -> None:
+        """Execute and train what `cut` leaves from now on, and nothing else.
 
         Args:
-            plan: Leaves no channel group empty; None: everything, with the network's own tensors.
+            cut: Leaves no channel group empty; None: everything, with the network's own tensors.
             forget: What was not active until now starts without momentum.
         """
-        if plan is None and self.plan is None:
+        if cut is None and self.cut is None:
             return
         self.changes += 1
-        if self.plan is None:
+        if self.cut is None:
             self._lay_out()
         self._store(forget)
         after, state = self.graph, self._tensors
-        if plan is not None:
-            after = self.graph.after(plan)
+        if cut is not None:
+            after = cut.after
             detached = {name: tensor.detach() for name, tensor in state.items()}
-            state = gather(detached, self.graph, plan)
+            state = gather(detached, cut)
         for name, layer in after.layers.items():
             put(self.model.get_submodule(name), layer, state)
-        self.plan = plan
+        self.cut = cut
         self.macs = executed_macs(dict(self.model.named_parameters()), after)
         self._retarget()
 
-    @torch.no_grad()
-    def rewire(self, rewiring: Rewiring) -> None:
-        """Take columns from a convolution, and let them serve copies.
-
-        The output stays what it is without the released inputs, bit for bit, as the columns begin
-        at zero. They, and the copies' shifts, begin without momentum; scales and shifts of the
-        norm take that of the slot they are copied from. Without copies they become zero as well,
-        and so does every gradient of the channel, which is zero from then on.
-        """
+    def note_change(self) -> None:
+        """Say that the network computes something else from now on, with the tensors in place."""
         self.changes += 1
-        released = list(rewiring.released)
-        for tensor in self._with_moments(rewiring.conv, "weight"):
-            tensor[:, released] = 0
-        if rewiring.copies is None:
-            for name in ("weight", "bias"):
-                for tensor in self._with_moments(rewiring.reader, name):
-                    tensor[released] = 0
-            return
-        reader = self.model.get_submodule(rewiring.reader)
-        assert isinstance(reader, Copying)
-        reader.copy(rewiring.copies)
-        slots, like = list(rewiring.copies.slots), list(rewiring.copies.like)
-        for moment in self._moments_of(reader.shift):
-            moment[slots] = 0
-        for name in ("weight", "bias") if isinstance(reader, nn.BatchNorm2d) else ():
-            for moment in self._moments_of(reader.get_parameter(name)):
-                moment[slots] = moment[like]
 
-    def _with_moments(self, module: str, name: str) -> list[Tensor]:
-        parameter = self.model.get_submodule(module).get_parameter(name)
-        return [parameter, *self._moments_of(parameter)]
-
-    def _moments_of(self, parameter: nn.Parameter) -> list[Tensor]:
-        state = self.optimiser.state.get(parameter, {})
+    def moments(self, parameter: str) -> list[Tensor]:
+        """Return what the optimiser remembers of each entry of a parameter, to be changed."""
+        state = self.optimiser.state.get(self.model.get_parameter(parameter), {})
         return [value for value in state.values() if value is not None and value.dim()]
+
+    def with_moments(self, parameter: str) -> list[Tensor]:
+        """Return a parameter, as it is executed, and its `moments`."""
+        return [self.model.get_parameter(parameter), *self.moments(parameter)]
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Put the whole network in place for a while: to save it, or to look at it."""
-        plan = self.plan
-        if plan is not None:
+        cut = self.cut
+        if cut is not None:
             self.activate(None)
         try:
             yield
         finally:
-            if plan is not None:
-                self.activate(plan)
+            if cut is not None:
+                self.activate(cut)
 
     def _lay_out(self) -> None:
         """Store filters and moments row by row, which is faster to cut than channels-last."""
@@ -137,17 +119,17 @@ class Bank:
             for key, value in self.optimiser.state[parameter].items():
                 kind = moments if value.dim() else self._counters
                 kind.setdefault(key, {})[name] = value
-        if self.plan is None:
+        if self.cut is None:
             self._moments = moments
             return
         own = {**active, **dict(self.model.named_buffers())}
-        write({name: own[name] for name in self._tensors}, self._tensors, self.graph, self.plan)
+        write({name: own[name] for name in self._tensors}, self._tensors, self.cut)
         for key, small in moments.items():
             stored = self._moments.setdefault(key, {})
             for name in small:
                 if name not in stored or forget:
                     stored[name] = torch.zeros_like(self._parameters[name])
-            write(small, stored, self.graph, self.plan)
+            write(small, stored, self.cut)
 
     def _retarget(self) -> None:
         """Let the optimiser update the tensors that are in place now."""
@@ -156,9 +138,16 @@ class Bank:
             group["params"] = [active[name] for name in names]
         self.optimiser.state.clear()
         for key, stored in self._moments.items():
-            state = stored if self.plan is None else gather(stored, self.graph, self.plan)
+            state = stored if self.cut is None else gather(stored, self.cut)
             for name, value in state.items():
                 self.optimiser.state[active[name]][key] = value
         for key, counters in self._counters.items():
             for name, value in counters.items():
                 self.optimiser.state[active[name]][key] = value
+
+
+class Change(Protocol):
+    """What a method does to a network between two steps, and to what its optimiser remembers."""
+
+    def apply(self, bank: Bank) -> None:
+        """Do it, and call `Bank.note_change`."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
-from chanprune.channels.copies import Copying
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.modes import evaluating
 from chanprune.channels.rowwise_norm import batch_norm, counted_batch, is_slow
@@ -44,9 +43,9 @@ def _can_be_rowwise(module: nn.Module) -> bool:
 
 
 def _normalise(norm: Any, images: Tensor) -> Tensor:
-    if isinstance(norm, Copying) and norm.copies_in_place(images):
-        return Copying.forward(norm, images)
     if isinstance(norm, Gathered):
+        if norm.normalises(images):
+            return type(norm).forward(norm, images)
         images = norm.gathered(images)
     if not (norm.training and is_slow(images, norm.weight)):
         return nn.BatchNorm2d.forward(norm, images)

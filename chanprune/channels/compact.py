@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.absorb import Absorption, absorb_constants
-from chanprune.channels.copies import Copying
 from chanprune.channels.double import InDouble
 from chanprune.channels.emptied import constant_of
-from chanprune.channels.gathered import read
-from chanprune.channels.graph import ChannelGraph, Layer
+from chanprune.channels.gathered import Gathered, read
+from chanprune.channels.graph import ChannelGraph, Cut
+from chanprune.channels.layers import Layer
 from chanprune.channels.modes import copied, keeping_random_numbers
 from chanprune.channels.outputs import leaves
 from chanprune.channels.plan import Plan
@@ -72,24 +72,24 @@ def compact(
         ValueError: The plan does not fit the graph.
         CompactionError: An output differs by more than 1e-9, or is another kind of thing.
     """
-    after = graph.after(plan)
-    small = _shrunk(model, graph, after, plan)
-    max_error = _self_check(model, graph, after, plan) if check else float("nan")
-    absorbed = absorb_constants(model, small, graph, plan) if absorb == "bias" else {}
-    return Compaction(small, after, max_error, absorbed)
+    cut = graph.cut(plan)
+    small = shrunk(model, cut)
+    max_error = _self_check(model, cut) if check else float("nan")
+    absorbed = absorb_constants(model, small, cut) if absorb == "bias" else {}
+    return Compaction(small, cut.after, max_error, absorbed)
 
 
-def masked(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
+def masked(model: nn.Module, cut: Cut) -> nn.Module:
     """Return a copy of the network that emits zeros on the dropped channels.
 
     The filters, scales and shifts of dropped channels are zero; the shapes stay. This is the
     reference for `compact`, not a smaller network.
     """
-    keep = torch.from_numpy(graph.kept_mask(plan))
+    keep = torch.from_numpy(cut.keep)
     silenced = copied(model)
     state = silenced.state_dict()
     with torch.no_grad():
-        for layer in graph.layers.values():
+        for layer in cut.before.layers.values():
             dropped = ~keep[torch.from_numpy(layer.outputs)]
             for parameter in {"weight", "bias"}.intersection(layer.parameters):
                 tensor = state[f"{layer.name}.{parameter}"]
@@ -97,22 +97,22 @@ def masked(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
     return silenced
 
 
-def _shrunk(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Plan) -> nn.Module:
-    """Copy `model` with the tensors, and the calls, that the plan leaves."""
+def shrunk(model: nn.Module, cut: Cut) -> nn.Module:
+    """Copy `model` with the tensors, and the calls, that are left; nothing is checked."""
     small = copied(model)
-    gathered = gather(small.state_dict(), graph, plan)
+    gathered = gather(small.state_dict(), cut)
     state = {key: tensor.contiguous() for key, tensor in gathered.items()}
-    keep = graph.kept_mask(plan)
+    before, after = cut.before, cut.after
     for name, layer in after.layers.items():
-        if layer.made_of and not graph.layers[name].made_of:
-            kept = torch.from_numpy(keep[graph.layers[name].outputs].nonzero()[0])
+        if layer.made_of and not before.layers[name].made_of:
+            kept = torch.from_numpy(cut.keep[before.layers[name].outputs].nonzero()[0])
             small.set_submodule(name, constant_of(model, layer.made_of, kept, layer.rank))
             continue
         module = small.get_submodule(name)
         put(module, layer, state)
-        if isinstance(module, Copying):
-            module.drop_idle_shifts(len(layer.inputs))
-    return small if after.calls is graph.calls else rebuilt(small, after)
+        if isinstance(module, Gathered):
+            module.compacted(len(layer.inputs))
+    return small if after.calls is before.calls else rebuilt(small, after)
 
 
 def put(module: nn.Module, layer: Layer, state: Mapping[str, torch.Tensor]) -> None:
@@ -146,7 +146,7 @@ def put(module: nn.Module, layer: Layer, state: Mapping[str, torch.Tensor]) -> N
         read(module, None if reads_all else torch.from_numpy(layer.index))
 
 
-def _self_check(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Plan) -> float:
+def _self_check(model: nn.Module, cut: Cut) -> float:
     """Compare compact and masked network on random images; return the largest difference.
 
     In a network that was never trained, the batch norms' initial statistics let the signal die
@@ -155,29 +155,28 @@ def _self_check(model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    shape = (2, *graph.input_shape)
+    shape = (2, *cut.before.input_shape)
     images = torch.randn(shape, dtype=torch.float64, generator=generator).to(device)
-    if not graph.trains_alike:
-        _check_train_mode(model, graph, after, plan)
+    if not cut.before.trains_alike:
+        _check_train_mode(model, cut)
     exact = copied(model).double().eval()
     with InDouble():
-        first = _difference(exact, graph, after, plan, images)
+        first = _difference(exact, cut, images)
         lively = _with_statistics_of(images, exact)
-        return max(first, _difference(lively, graph, after, plan, images))
+        return max(first, _difference(lively, cut, images))
 
 
-def _check_train_mode(
-    model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Plan
-) -> None:
+def _check_train_mode(model: nn.Module, cut: Cut) -> None:
     """Compare the shapes of what both networks put out in train mode, where values may be random.
 
     Raises:
         CompactionError: They differ, or the compact network cannot be run.
     """
     whole = copied(model).train()
-    small = _shrunk(whole, graph, after, plan)
+    small = shrunk(whole, cut)
     parameter = next(model.parameters())
-    images = torch.zeros((2, *graph.input_shape), dtype=parameter.dtype, device=parameter.device)
+    shape = (2, *cut.before.input_shape)
+    images = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
     with keeping_random_numbers(), torch.no_grad():
         try:
             expected = _shapes(whole(images))
@@ -211,16 +210,13 @@ def _with_statistics_of(images: torch.Tensor, model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _difference(
-    model: nn.Module, graph: ChannelGraph, after: ChannelGraph, plan: Plan, images: torch.Tensor
-) -> float:
+def _difference(model: nn.Module, cut: Cut, images: torch.Tensor) -> float:
     """Return the largest difference to the masked network, relative to each output's largest value.
 
     Raises:
         CompactionError: It is above the tolerance.
     """
-    reference = masked(model, graph, plan)
-    compacted = _shrunk(model, graph, after, plan)
+    reference, compacted = masked(model, cut), shrunk(model, cut)
     with torch.inference_mode():
         expected, got = dict(leaves(reference(images))), dict(leaves(compacted(images)))
     if expected.keys() != got.keys():
@@ -231,7 +227,7 @@ def _difference(
         raise CompactionError(
             f"compact and masked network differ by {error:.2g} (allowed {TOLERANCE:g})"
             f"{' in output' + place if place else ''}; "
-            f"{_where_they_part(reference, compacted, graph, after, plan, images)}"
+            f"{_where_they_part(reference, compacted, cut, images)}"
         )
     return error
 
@@ -252,20 +248,15 @@ def _error(got: Any, expected: Any) -> float:
 
 
 def _where_they_part(
-    reference: nn.Module,
-    compacted: nn.Module,
-    graph: ChannelGraph,
-    after: ChannelGraph,
-    plan: Plan,
-    images: torch.Tensor,
+    reference: nn.Module, compacted: nn.Module, cut: Cut, images: torch.Tensor
 ) -> str:
     """Name the first layer whose kept outputs differ."""
-    keep = torch.from_numpy(graph.kept_mask(plan))
-    outputs = [_layer_outputs(network, after, images) for network in (reference, compacted)]
+    outputs = [_layer_outputs(network, cut.after, images) for network in (reference, compacted)]
     for name, full in outputs[0].items():
-        if after.layers[name].kind == "constant":
+        if cut.after.layers[name].kind == "constant":
             continue
-        kept = full[:, keep[torch.from_numpy(graph.layers[name].outputs)].to(full.device)]
+        stays = torch.from_numpy(cut.keep[cut.before.layers[name].outputs])
+        kept = full[:, stays.to(full.device)]
         if (kept - outputs[1][name]).abs().max() > TOLERANCE * max(1.0, full.abs().max().item()):
             return f"they part at layer {name}"
     return "they part behind the last layer"

@@ -1,9 +1,9 @@
 """Counting: parameters, multiply-accumulates and activations, by layer and in all.
 
-`params` are weights, biases, batch-norm scales and shifts, and the shifts of copies; buffers never
+`params` are weights, biases, batch-norm scales and shifts, and what else is learned; buffers never
 count. `macs` are the multiply-accumulates of convolutions, transposed ones too, and of matrix
-products for one image, whether a layer does them or a function that a module calls, and four for
-each pixel of a shifted copy: batch norm, activations, pooling and gathers count 0.
+products for one image, whether a layer does them or a function that a module calls, and those that
+a layer says it does besides (`Gathered`): batch norm, activations, pooling and gathers count 0.
 `activations` are the elements that convolutions and linear layers put out. What papers print as
 "FLOPs" differs by factors of up to six: `CONVENTIONS` names their ways.
 """
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
-from chanprune.channels.copies import Copying
 from chanprune.channels.emptied import Constant
-from chanprune.channels.graph import ChannelGraph, Layer
+from chanprune.channels.gathered import Gathered
+from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.layers import Layer
 from chanprune.channels.modes import copied
 from chanprune.channels.plan import Plan
 from chanprune.channels.tally import Tally
@@ -124,7 +125,7 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Counts:
         module.register_forward_hook(tally.leave)
         if isinstance(module, (*ops.CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
             module.register_forward_hook(partial(_note_output, outputs, tally, name))
-        if isinstance(module, Copying):
+        if isinstance(module, Gathered):
             module.register_forward_hook(partial(_note_positions, positions, name))
     images = torch.empty((1, *input_shape), device="meta", dtype=_dtype(shapes))
     with torch.no_grad(), tally:
@@ -137,8 +138,8 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Counts:
         if params or macs:
             kind, width_in, width_out = _describe(module)
             elements = outputs.get(name, 0)
-            if isinstance(module, Copying):
-                macs += module.macs(positions.get(name, 0))
+            if isinstance(module, Gathered):
+                macs += module.further_macs(positions.get(name, 0))
             layers.append(LayerCount(name, kind, width_in, width_out, params, macs, elements))
     return Counts(layers, tally)
 
@@ -151,7 +152,7 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
         graph: Its channel graph.
         plan: What is kept.
     """
-    after = graph.after(plan)
+    after = graph.cut(plan).after
     layers = []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
@@ -169,10 +170,10 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
             params = sum(sizes.values())
             if layer.kind in ("conv", "linear"):
                 macs, elements = layer.positions * sizes["weight"], layer.positions * outputs
-            if isinstance(module, Copying):
-                params += module.shift.shape[1] * len(module.copies)
+            if isinstance(module, Gathered):
                 read = layer.positions * math.prod(getattr(module, "stride", ()))
-                macs += module.macs(read)
+                params += module.further_params()
+                macs += module.further_macs(read)
         elif name in graph.layers:
             continue
         layers.append(LayerCount(name, kind, inputs, outputs, params, macs, elements))

@@ -10,19 +10,14 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
 from chanprune.channels import operations as ops
-
-if TYPE_CHECKING:
-    from chanprune.channels.graph import Layer
-
-Mask = npt.NDArray[np.bool_]
+from chanprune.channels.layers import Layer, Mask
 
 
 class Constant(nn.Module):

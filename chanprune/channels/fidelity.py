@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels.batchnorm import recalibrate
-from chanprune.channels.compact import compact, put
-from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.compact import put, shrunk
+from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.plan import Plan
 from chanprune.channels.slicing import State, gather, narrow, scatter
 
@@ -118,7 +118,7 @@ class Fidelity:
         Raises:
             ValueError: The level is not in (0, 1].
         """
-        plan = prefix_plan(self.graph, level)
+        cut = self._cut(level)
         if level == self.level:
             return
         if self.level == 1.0:
@@ -130,8 +130,8 @@ class Fidelity:
         if level < 1:
             tensors = {**state, **self._statistics_of(level)}
             detached = {name: tensor.detach() for name, tensor in tensors.items()}
-            state = narrow(detached, self.graph, plan)
-        for name, layer in self.graph.after(plan).layers.items():
+            state = narrow(detached, cut)
+        for name, layer in cut.after.layers.items():
             module = self.model.get_submodule(name)
             put(module, layer, state)
             _pack(module, level < 1)
@@ -141,9 +141,9 @@ class Fidelity:
         """Return the stand-alone smaller network; it shares nothing with this one."""
         before = self.level
         self.set(1.0)
-        plan = prefix_plan(self.graph, level)
-        small = compact(self.model, self.graph, plan, check=False).model
-        small.load_state_dict(gather(self._statistics_of(level), self.graph, plan), strict=False)
+        cut = self._cut(level)
+        small = shrunk(self.model, cut)
+        small.load_state_dict(gather(self._statistics_of(level), cut), strict=False)
         self.set(before)
         return small
 
@@ -163,8 +163,11 @@ class Fidelity:
         recalibrate(small, batches, device)
         own = {name: tensor for name, tensor in small.named_buffers() if "running_" in name}
         whole = dict(self.model.named_buffers())
-        self.statistics[level] = scatter(own, whole, self.graph, prefix_plan(self.graph, level))
+        self.statistics[level] = scatter(own, whole, self._cut(level))
         self.set(before)
+
+    def _cut(self, level: float) -> Cut:
+        return self.graph.cut(prefix_plan(self.graph, level))
 
     def _statistics_of(self, level: float) -> State:
         higher = [known for known in self.statistics if level <= known]

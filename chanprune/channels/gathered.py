@@ -8,7 +8,7 @@ exchanged).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -97,9 +97,19 @@ def _pixels(images: Tensor) -> Tensor | None:
 
 
 class Gathered(nn.Module):
-    """Stands before a batch norm among the base classes: picks channels, then normalises them."""
+    """Stands before a layer among the base classes: picks channels, then does what the layer does.
+
+    A layer that makes something of what it picks answers the questions that others ask here.
+
+    Attributes:
+        index: (C_kept,) the channels of the stream that it reads.
+        uncut: Names of its tensors that no plan cuts.
+        stays_whole: Why no plan may cut its inputs, as "has ..."; None: one may.
+    """
 
     index: Tensor
+    uncut: ClassVar[tuple[str, ...]] = ()
+    stays_whole: ClassVar[str | None] = None
 
     def gather_channels(self, index: Tensor) -> None:
         """Read only the channels `index` (C_kept,) of the stream."""
@@ -118,6 +128,28 @@ class Gathered(nn.Module):
         """Map (N, C, ...) to (N, C_kept, ...)."""
         normalised: Tensor = super().forward(self.gathered(input))
         return normalised
+
+    def normalises(self, images: Tensor) -> bool:
+        """Tell whether its forward has a way of its own to normalise (N, C, ...) in training."""
+        return False
+
+    def compacted(self, width: int) -> None:
+        """Drop what is of no use any more, once it was cut and reads a stream of so many channels.
+
+        It may become another class.
+        """
+
+    def further_params(self) -> int:
+        """Return how many numbers it has in `uncut` parameters once it is `compacted`."""
+        return 0
+
+    def further_macs(self, positions: int) -> int:
+        """Return the multiply-accumulates of what it makes of an image of so many pixels."""
+        return 0
+
+    def fault(self) -> str | None:
+        """Say what its tensors lack, as "has not ..."; None: nothing."""
+        return None
 
 
 class GatheredBatchNorm1d(Gathered, nn.BatchNorm1d):

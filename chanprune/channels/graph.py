@@ -1,136 +1,30 @@
-"""The channel graph: which channels a network has, and which tensor axes run over them.
+"""The channel graph, and a cut: what is left of it when a plan is carried out.
 
-Every channel of the network has a number. A layer lists the channels that it reads and those that
-it writes, one number for each position of the tensor axis; channels that must go together (both
-sides of a residual sum, the input and output of a depthwise convolution) share their number. A
-channel group is a run of consecutive numbers.
+They have one file, as each is made from the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from torch import fx
 
-from chanprune.channels.emptied import remaining_calls, what_remains
+from chanprune.channels.emptied import remaining_calls
+from chanprune.channels.kept import emptied, evenly, kept_mask, read_mask
+from chanprune.channels.layers import (
+    Axis,
+    ChannelGroup,
+    ChannelNumbers,
+    Layer,
+    Mask,
+    constant_layer,
+)
 from chanprune.channels.plan import Plan
 
-ChannelNumbers = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class ChannelGroup:
-    """Channels that must go together, over all tensors that hold them.
-
-    Attributes:
-        name: The first producer, or the batch norm where the group begins with a gather.
-        start: Number of its first channel in the graph.
-        size: Number of channels.
-        producers: Convolutions and linear layers whose filters are the channels; empty for a
-            gather.
-        gates: Convolutions and linear layers that scale the channels (squeeze and excitation).
-        norms: Batch norms whose scales belong to the channels.
-        gathered: The channels are read from a shared stream, which stays whole.
-        blocks: A grouped convolution splits the group into this many equal blocks, each of which
-            must keep equally many channels.
-        fixed: Why the group must stay whole; None if it may be pruned.
-        is_stream: It is fixed only because batch norms gather from it, so that it may lose what
-            nothing writes any more.
-    """
-
-    name: str
-    start: int
-    size: int
-    producers: tuple[str, ...] = ()
-    gates: tuple[str, ...] = ()
-    norms: tuple[str, ...] = ()
-    gathered: bool = False
-    blocks: int = 1
-    fixed: str | None = None
-    is_stream: bool = False
-
-    @property
-    def coupled(self) -> bool:
-        """Several producers are summed: their channels go together or not at all."""
-        return len(self.producers) > 1
-
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """One tensor dimension that runs over channels.
-
-    Attributes:
-        dim: The dimension.
-        channels: (L,) channel number of every position.
-        blocks: For the input of a grouped convolution: `channels` lists all inputs, of which the
-            tensor's rows see one of `blocks` equal parts each. Otherwise 1.
-    """
-
-    dim: int
-    channels: ChannelNumbers
-    blocks: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """A convolution, linear layer or batch norm, and the channels that it reads and writes.
-
-    Attributes:
-        name: Module name.
-        kind: What it is; a "constant" is what a layer became that has nothing left to read.
-        inputs: (C_in,) channel numbers; for a linear layer after a flatten they repeat.
-        outputs: (C_out,) channel numbers.
-        index: (C_out,) positions in `inputs` that a batch norm behind a gather reads, else None.
-        blocks: Groups of a grouped convolution; a depthwise convolution has 1 and `depthwise`.
-        depthwise: Every group has one input.
-        positions: Output positions of one image (height x width; 1 for a linear layer), summed over
-            the layer's calls.
-        parameters: Names of its tensors that run over channels, without the layer's own name.
-        rank: Number of dimensions of the output.
-        normalised_by: Batch norm that alone reads the output, where there is one.
-        made_of: Of a constant: the layers whose output for no input it is.
-    """
-
-    name: str
-    kind: Literal["conv", "linear", "norm", "constant"]
-    inputs: ChannelNumbers
-    outputs: ChannelNumbers
-    index: ChannelNumbers | None = None
-    blocks: int = 1
-    depthwise: bool = False
-    positions: int = 0
-    parameters: tuple[str, ...] = ()
-    rank: int = 4
-    normalised_by: str | None = None
-    made_of: tuple[str, ...] = ()
-
-    @property
-    def passes_on(self) -> bool:
-        """Its outputs are its inputs, one by one: batch norm in place, depthwise convolution."""
-        return self.depthwise or (self.kind == "norm" and self.index is None)
-
-    def axes(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
-        """Yield tensor name -> the axes that run over channels, for each tensor of the layer."""
-        rows = Axis(0, self.outputs)
-        for parameter in self.parameters:
-            is_matrix = self.kind in ("conv", "linear") and not self.depthwise
-            has_columns = parameter == "weight" and is_matrix
-            columns = (Axis(1, self.inputs, self.blocks),) if has_columns else ()
-            yield f"{self.name}.{parameter}", (rows, *columns)
-
-
-def constant_layer(
-    name: str, outputs: ChannelNumbers, made_of: tuple[str, ...], rank: int
-) -> Layer:
-    """Describe the constant (1, C, 1, ...), of `rank` dimensions, that some layers became."""
-    nothing = np.empty(0, dtype=np.int64)
-    return Layer(
-        name, "constant", nothing, outputs, parameters=("bias",), rank=rank, made_of=made_of
-    )
+KeptPositions = tuple[tuple[Axis, ChannelNumbers], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +61,7 @@ class ChannelGraph:
         """Number of channels, the fixed ones included."""
         return sum(group.size for group in self.groups.values())
 
+    @cached_property
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         """Tensor name -> its axes that run over channels."""
         return {name: axes for layer in self.layers.values() for name, axes in layer.axes()}
@@ -177,7 +72,7 @@ class ChannelGraph:
         numbers = np.arange(group.start, group.start + group.size)
         return [
             (tensor, axis.dim)
-            for tensor, axes in self.axes().items()
+            for tensor, axes in self.axes.items()
             for axis in axes
             if np.isin(axis.channels, numbers).any()
         ]
@@ -197,152 +92,119 @@ class ChannelGraph:
     def may_be_emptied(self, name: str) -> bool:
         """Tell whether the network still works when a group loses all its channels."""
         try:
-            self.after(Plan({name: ()}))
+            return bool(self.cut(Plan({name: ()})).after)
         except ValueError:
             return False
-        return True
 
-    def kept_mask(self, plan: Plan) -> npt.NDArray[np.bool_]:
-        """Return (num_channels,) True where the channel stays.
-
-        Where a plan keeps no channel of a group, what only this group fed goes as well: the rest of
-        a residual branch, the channels that a dense layer appends.
+    def cut(self, plan: Plan) -> Cut:
+        """Return what a plan means for this graph; it is made once and passed on.
 
         Raises:
-            ValueError: The plan names a group that the graph lacks, prunes a fixed one, keeps a
-                channel that the group lacks, or keeps unequal numbers in the blocks of a grouped
-                convolution.
+            ValueError: The plan does not fit (`kept_mask`).
         """
-        mask = np.ones(self.num_channels, dtype=bool)
-        for name, kept in plan.kept.items():
-            if name not in self.groups:
-                known = ", ".join(self.groups)
-                raise ValueError(f"the plan names the channel group {name!r}; known: {known}")
-            group = self.groups[name]
-            _check_kept(group, kept)
-            if not group.is_stream:
-                mask[group.start : group.start + group.size] = False
-                mask[group.start + np.asarray(kept, dtype=np.int64)] = True
-        if self._emptied(plan):
-            mask = what_remains(self.layers.values(), mask, self._channels_that_stay())
-        unread = mask & ~self._read(mask)
-        for name, kept in plan.kept.items():
-            group = self.groups[name]
-            if not group.is_stream:
-                continue
-            own = slice(group.start, group.start + group.size)
-            left = np.zeros(group.size, dtype=bool)
-            left[list(kept)] = True
-            if (mask[own] & ~unread[own] & ~left).any() or (left & ~mask[own]).any():
-                raise ValueError(f"the channel group {name!r} must stay whole: {group.fixed}")
-            mask[own] = left
-        return mask
+        return Cut(self, plan, kept_mask(self.groups, self.layers, plan))
 
-    def unread(self, plan: Plan) -> dict[str, list[int]]:
-        """Return, of each stream that has channels which nothing reads, those that are read.
 
-        Such channels arise where a batch norm reads copies of others instead.
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What a plan means for one graph.
 
-        Args:
-            plan: What else is kept.
+    Attributes:
+        before: The graph.
+        plan: What it keeps.
+        keep: (num_channels,) True where the channel stays, with all that the plan implies.
+    """
 
-        Returns:
-            Group name -> channels that something reads, where that is not all of them; with some
-            that nothing reads where the blocks of a grouped convolution must stay equally wide.
+    before: ChannelGraph
+    plan: Plan
+    keep: Mask
+
+    @cached_property
+    def kept(self) -> dict[str, KeptPositions]:
+        """Tensor name -> its axes that run over channels, each with the positions that stay."""
+        return {
+            name: tuple((axis, np.flatnonzero(self.keep[axis.channels])) for axis in axes)
+            for name, axes in self.before.axes.items()
+        }
+
+    @property
+    def complete(self) -> Plan:
+        """The plan with everything that it implies."""
+        kept = {}
+        for name, group in self.before.groups.items():
+            left = np.flatnonzero(self.keep[group.numbers])
+            if name in self.plan.kept or len(left) < group.size:
+                kept[name] = left.tolist()
+        return Plan(kept)
+
+    @property
+    def still_read(self) -> dict[str, list[int]]:
+        """Of each stream that has channels which nothing reads, those that are read.
+
+        Such channels arise where batch norms read others several times instead (`Gathered`). Some
+        stand with those that are read where the blocks of a grouped convolution stay equally wide.
         """
-        read = self._read(self.kept_mask(plan))
+        read = read_mask(self.before.layers, self.keep)
         found = {}
-        for name, group in self.groups.items():
-            left = _evenly(read[group.start : group.start + group.size], group.blocks)
+        for name, group in self.before.groups.items():
+            left = evenly(read[group.numbers], group.blocks)
             if group.is_stream and not left.all():
                 found[name] = np.flatnonzero(left).tolist()
         return found
 
-    def _read(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Return (num_channels,) True where a layer that stays reads the channel."""
-        read = np.zeros(self.num_channels, dtype=bool)
-        for layer in self.layers.values():
-            stays = mask[layer.outputs]
-            if layer.index is not None:
-                read[layer.inputs[layer.index[stays]]] = True
-            elif stays.any() and not layer.passes_on:
-                read[layer.inputs] = True
-        return read
-
-    def complete(self, plan: Plan) -> Plan:
-        """Return the plan with everything that it implies (see `kept_mask`); raises alike."""
-        mask = self.kept_mask(plan)
-        kept = {}
-        for name, group in self.groups.items():
-            left = np.flatnonzero(mask[group.start : group.start + group.size])
-            if name in plan.kept or len(left) < group.size:
-                kept[name] = left.tolist()
-        return Plan(kept)
-
-    def after(self, plan: Plan) -> ChannelGraph:
-        """Return the graph of the network that `plan` leaves.
+    @cached_property
+    def after(self) -> ChannelGraph:
+        """The graph of the network that is left.
 
         Raises:
-            ValueError: As `kept_mask` does; or the plan cuts the network in two.
+            ValueError: The plan cuts the network in two.
         """
-        keep = self.kept_mask(plan)
+        before, keep = self.before, self.keep
         try:
-            calls, in_training, constants = self._remaining_calls(keep)
+            calls, in_training, constants = self._remaining_calls()
         except ValueError as error:
-            emptied = ", ".join(self._emptied(plan))
-            raise ValueError(f"the plan keeps no channel of {emptied}, but {error}") from error
+            names = ", ".join(emptied(before.groups, self.plan))
+            raise ValueError(f"the plan keeps no channel of {names}, but {error}") from error
         renumbered = np.cumsum(keep) - 1
         layers = {}
-        for name, layer in self.layers.items():
+        for name, layer in before.layers.items():
             if name in constants:
                 outputs = renumbered[layer.outputs[keep[layer.outputs]]]
                 layers[name] = constant_layer(name, outputs, constants[name], layer.rank)
             elif keep[layer.outputs].any() and (layer.made_of or keep[layer.inputs].any()):
                 layers[name] = _shrunk(layer, keep, renumbered)
         groups = {}
-        for name, group in self.groups.items():
+        for name, group in before.groups.items():
             groups[name] = replace(
                 group,
                 start=int(keep[: group.start].sum()),
-                size=int(keep[group.start : group.start + group.size].sum()),
+                size=int(keep[group.numbers].sum()),
                 producers=tuple(producer for producer in group.producers if producer in layers),
                 gates=tuple(gate for gate in group.gates if gate in layers),
                 norms=tuple(norm for norm in group.norms if norm in layers),
             )
-        return replace(self, groups=groups, layers=layers, calls=calls, in_training=in_training)
+        return replace(before, groups=groups, layers=layers, calls=calls, in_training=in_training)
 
-    def _remaining_calls(
-        self, keep: npt.NDArray[np.bool_]
-    ) -> tuple[fx.Graph, fx.Graph | str, dict[str, tuple[str, ...]]]:
+    def _remaining_calls(self) -> tuple[fx.Graph, fx.Graph | str, dict[str, tuple[str, ...]]]:
         """Return the calls that are left in eval mode and in train mode, and the constants."""
-        calls, constants = remaining_calls(self.calls, self.layers, keep)
-        if self.trains_alike:
+        before = self.before
+        calls, constants = remaining_calls(before.calls, before.layers, self.keep)
+        if before.trains_alike:
             return calls, calls, constants
-        if isinstance(self.in_training, str):
-            if calls is self.calls:
-                return calls, self.in_training, constants
+        if isinstance(before.in_training, str):
+            if calls is before.calls:
+                return calls, before.in_training, constants
             raise ValueError(
                 "a network without whole layers is built from its calls, and those of this one in "
-                f"train mode cannot be followed: {self.in_training}"
+                f"train mode cannot be followed: {before.in_training}"
             )
-        in_training, others = remaining_calls(self.in_training, self.layers, keep)
+        in_training, others = remaining_calls(before.in_training, before.layers, self.keep)
         if any(constants.get(name, made_of) != made_of for name, made_of in others.items()):
             raise ValueError("a layer would be a constant in eval mode, and another in train mode")
         return calls, in_training, {**others, **constants}
 
-    def _emptied(self, plan: Plan) -> list[str]:
-        return [name for name, kept in plan.kept.items() if not kept and self.groups[name].size]
 
-    def _channels_that_stay(self) -> npt.NDArray[np.bool_]:
-        """Return (num_channels,) True in the groups that are fixed, streams apart."""
-        stay = np.zeros(self.num_channels, dtype=bool)
-        for group in self.groups.values():
-            if group.fixed is not None and not group.is_stream:
-                stay[group.start : group.start + group.size] = True
-        return stay
-
-
-def _shrunk(layer: Layer, keep: npt.NDArray[np.bool_], renumbered: ChannelNumbers) -> Layer:
+def _shrunk(layer: Layer, keep: Mask, renumbered: ChannelNumbers) -> Layer:
     reads, writes = keep[layer.inputs], keep[layer.outputs]
     index = layer.index
     if index is not None:
@@ -353,29 +215,3 @@ def _shrunk(layer: Layer, keep: npt.NDArray[np.bool_], renumbered: ChannelNumber
         outputs=renumbered[layer.outputs[writes]],
         index=index,
     )
-
-
-def _check_kept(group: ChannelGroup, kept: tuple[int, ...]) -> None:
-    if kept and kept[-1] >= group.size:
-        raise ValueError(
-            f"the plan keeps channel {kept[-1]} of {group.name!r}, which has {group.size}"
-        )
-    if group.fixed is not None and not group.is_stream and len(kept) < group.size:
-        raise ValueError(f"the channel group {group.name!r} must stay whole: {group.fixed}")
-    blocks = np.asarray(kept, dtype=np.int64) * group.blocks // max(1, group.size)
-    per_block = np.bincount(blocks, minlength=group.blocks)
-    if len(set(per_block.tolist())) > 1:
-        raise ValueError(
-            f"the channel group {group.name!r} meets a convolution with {group.blocks} groups, "
-            f"each of which must keep equally many channels; the plan keeps {per_block.tolist()}"
-        )
-
-
-def _evenly(left: npt.NDArray[np.bool_], blocks: int) -> npt.NDArray[np.bool_]:
-    """Add to what is left (C,) the first others, until all blocks have as much as the fullest."""
-    by_block = left.reshape(blocks, -1)
-    width = by_block.sum(1).max()
-    chosen = np.argsort(~by_block, axis=1, kind="stable")[:, :width]
-    even = np.zeros_like(by_block)
-    np.put_along_axis(even, chosen, True, axis=1)
-    return even.reshape(-1)

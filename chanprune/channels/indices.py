@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels.copies import copying_layers
+from chanprune.channels.gathered import Gathered
 
 
 def index_widths(model: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
@@ -44,15 +44,16 @@ def refuse_odd_indices(model: nn.Module, widths: Mapping[str, int]) -> None:
         widths: See `index_widths`.
 
     Raises:
-        ValueError: A number is not one of a channel, or copies and their shifts differ in number.
+        ValueError: A number is not one of a channel, or a layer lacks something (`Gathered`).
     """
     for layer, width in widths.items():
         for name, index in _indices(model.get_submodule(layer)):
             if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < width:
                 raise ValueError(f"{layer}.{name} names channels that its input has not")
-    for name, copying in copying_layers(model).items():
-        if len(copying.shift) not in {len(copying.copies), len(copying.index)}:
-            raise ValueError(f"{name} has not one shift for each of its copies")
+    for name, module in model.named_modules():
+        fault = module.fault() if isinstance(module, Gathered) else None
+        if fault:
+            raise ValueError(f"{name} {fault}")
 
 
 def _indices(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

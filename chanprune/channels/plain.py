@@ -10,9 +10,10 @@ import torch
 from torch import fx, nn
 
 from chanprune.channels import operations as ops
-from chanprune.channels.compact import TOLERANCE, compact, masked
+from chanprune.channels.compact import TOLERANCE, masked, shrunk
 from chanprune.channels.gathered import Gathered
-from chanprune.channels.graph import ChannelGraph, ChannelGroup, Layer
+from chanprune.channels.graph import ChannelGraph, Cut
+from chanprune.channels.layers import ChannelGroup, Layer
 from chanprune.channels.modes import copied
 from chanprune.channels.plan import Plan
 
@@ -45,26 +46,25 @@ def treats_channels_alone(module: nn.Module, layer: Layer, positions: Sequence[i
         positions: Its input's size, of which a corner is tried.
     """
     with torch.device("cpu"):
-        return _is_half(module, *_alone(layer), _corner(module, positions))
+        return _is_half(module, _half_of(layer), _corner(module, positions))
 
 
-def _is_half(module: nn.Module, graph: ChannelGraph, plan: Plan, positions: Sequence[int]) -> bool:
+def _is_half(module: nn.Module, cut: Cut, positions: Sequence[int]) -> bool:
     holder = nn.Module()
     holder.layer = copied(module).to_empty(device="cpu").double().eval()
     generator = torch.Generator().manual_seed(0)
     for tensor in (*holder.parameters(), *holder.buffers()):
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5, generator=generator)
-    keep = torch.from_numpy(graph.kept_mask(plan))
-    own = graph.layers["layer"]
-    inputs, outputs = keep[torch.from_numpy(own.inputs)], keep[torch.from_numpy(own.outputs)]
+    own = cut.before.layers["layer"]
+    inputs, outputs = (torch.from_numpy(cut.keep[n]) for n in (own.inputs, own.outputs))
     shape = (2, len(inputs), *positions)
     images = torch.randn(shape, dtype=torch.float64, generator=generator)
     images[:, ~inputs] = 0
     try:
-        small = compact(holder, graph, plan, check=False).model
+        small = shrunk(holder, cut)
         got = small.get_submodule("layer")(images[:, inputs])
-        expected = masked(holder, graph, plan).get_submodule("layer")(images)
+        expected = masked(holder, cut).get_submodule("layer")(images)
     except Exception:  # another library's layer raises what it likes
         return False
     wanted = torch.zeros_like(expected)
@@ -72,8 +72,8 @@ def _is_half(module: nn.Module, graph: ChannelGraph, plan: Plan, positions: Sequ
     return torch.allclose(expected, wanted, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def _alone(layer: Layer) -> tuple[ChannelGraph, Plan]:
-    """Return the graph of a network that is one layer, and the plan that keeps half of it."""
+def _half_of(layer: Layer) -> Cut:
+    """Return the cut of a network that is one layer to half of it."""
     inputs = np.arange(len(layer.inputs))
     groups = [ChannelGroup("inputs", 0, len(inputs), blocks=layer.blocks)]
     if layer.depthwise:
@@ -86,7 +86,7 @@ def _alone(layer: Layer) -> tuple[ChannelGraph, Plan]:
     own = replace(layer, name="layer", inputs=inputs, outputs=outputs, index=None)
     calls = fx.Graph()
     graph = ChannelGraph({g.name: g for g in groups}, {"layer": own}, calls, calls, ())
-    return graph, Plan({group.name: _first_half(group) for group in groups})
+    return graph.cut(Plan({group.name: _first_half(group) for group in groups}))
 
 
 def _first_half(group: ChannelGroup) -> list[int]:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chanprune.channels.graph import ChannelGraph, ChannelGroup
+from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.layers import ChannelGroup
 from chanprune.channels.modes import evaluating
 from chanprune.channels.selection import Scores, first_of
 

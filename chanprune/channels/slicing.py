@@ -10,111 +10,94 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from chanprune.channels.graph import Axis, ChannelGraph
-from chanprune.channels.plan import Plan
+from chanprune.channels.graph import ChannelGraph, Cut, KeptPositions
+from chanprune.channels.layers import Axis, ChannelNumbers
 
 State = dict[str, Tensor]
 
 
-def gather(state: Mapping[str, Tensor], graph: ChannelGraph, plan: Plan) -> State:
-    """Cut every tensor to the channels that `plan` keeps.
+def gather(state: Mapping[str, Tensor], cut: Cut) -> State:
+    """Cut every tensor to the channels that stay.
 
     Args:
         state: Tensor name -> tensor, shaped as in the original network; tensors that do not run
             over channels are passed on as they are.
-        graph: The original network's graph.
-        plan: What is kept.
+        cut: Of the original network's graph.
 
     Returns:
         New tensors; `scatter` puts them back.
     """
-    keep = graph.kept_mask(plan)
-    axes = graph.axes()
-    return {name: _gathered(tensor, axes.get(name, ()), keep) for name, tensor in state.items()}
+    return {name: _gathered(tensor, cut.kept.get(name, ())) for name, tensor in state.items()}
 
 
-def _gathered(tensor: Tensor, axes: tuple[Axis, ...], keep: npt.NDArray[np.bool_]) -> Tensor:
-    if any(axis.blocks > 1 for axis in axes):
-        index = _index(axes, keep, tensor.device)
+def _gathered(tensor: Tensor, kept: KeptPositions) -> Tensor:
+    if any(axis.blocks > 1 for axis, _ in kept):
+        index = _index(kept, tensor.device)
         return tensor if index is None else tensor[index]
-    for axis in axes:
-        kept = keep[axis.channels]
-        if not kept.all():
-            positions = torch.from_numpy(np.flatnonzero(kept)).to(_index_device(tensor.device))
-            tensor = tensor.index_select(axis.dim, positions)
+    for axis, positions in kept:
+        if len(positions) < len(axis.channels):
+            index_of = torch.from_numpy(positions).to(_index_device(tensor.device))
+            tensor = tensor.index_select(axis.dim, index_of)
     return tensor
 
 
-def narrow(state: Mapping[str, Tensor], graph: ChannelGraph, plan: Plan) -> State:
+def narrow(state: Mapping[str, Tensor], cut: Cut) -> State:
     """Cut every tensor as `gather` does, without a copy wherever the first channels are kept.
 
     Args:
         state: As for `gather`.
-        graph: As for `gather`.
-        plan: As for `gather`.
+        cut: As for `gather`.
 
     Returns:
         Views of the tensors; copies where what is kept is not at the front.
     """
-    keep = graph.kept_mask(plan)
-    axes = graph.axes()
-    return {name: _narrowed(tensor, axes.get(name, ()), keep) for name, tensor in state.items()}
+    return {name: _narrowed(tensor, cut.kept.get(name, ())) for name, tensor in state.items()}
 
 
-def _narrowed(tensor: Tensor, axes: tuple[Axis, ...], keep: npt.NDArray[np.bool_]) -> Tensor:
-    kept = [np.flatnonzero(keep[axis.channels]) for axis in axes]
-    for axis, positions in zip(axes, kept, strict=True):
+def _narrowed(tensor: Tensor, kept: KeptPositions) -> Tensor:
+    for axis, positions in kept:
         is_whole = len(positions) == len(axis.channels)
         if not is_whole and (axis.blocks > 1 or positions[-1] != len(positions) - 1):
-            index = _index(axes, keep, tensor.device)
+            index = _index(kept, tensor.device)
             assert index is not None
             return tensor[index]
-    for axis, positions in zip(axes, kept, strict=True):
+    for axis, positions in kept:
         if axis.blocks == 1:
             tensor = tensor.narrow(axis.dim, 0, len(positions))
     return tensor
 
 
-def scatter(
-    small: Mapping[str, Tensor], into: Mapping[str, Tensor], graph: ChannelGraph, plan: Plan
-) -> State:
+def scatter(small: Mapping[str, Tensor], into: Mapping[str, Tensor], cut: Cut) -> State:
     """Write gathered tensors back to their places.
 
     Args:
         small: What `gather` returned, or tensors of the same shapes.
         into: Tensors of the original shapes, which supply the values of the dropped channels; they
             are not changed.
-        graph: The original network's graph.
-        plan: The plan of the gather.
+        cut: That of the gather.
 
     Returns:
         Tensors of the original shapes.
     """
     full = {name: into[name].clone() for name in small}
-    write(small, full, graph, plan)
+    write(small, full, cut)
     return full
 
 
 @torch.no_grad()
-def write(
-    small: Mapping[str, Tensor], into: Mapping[str, Tensor], graph: ChannelGraph, plan: Plan
-) -> None:
+def write(small: Mapping[str, Tensor], into: Mapping[str, Tensor], cut: Cut) -> None:
     """Do what `scatter` does, in place: change `into`.
 
     Args:
         small: As for `scatter`.
         into: Tensors of the original shapes, changed in place.
-        graph: As for `scatter`.
-        plan: As for `scatter`.
+        cut: As for `scatter`.
     """
-    keep = graph.kept_mask(plan)
-    axes = graph.axes()
     for name, tensor in small.items():
-        index = _index(axes.get(name, ()), keep, tensor.device)
+        index = _index(cut.kept.get(name, ()), tensor.device)
         if index is None:
             if into[name].data_ptr() != tensor.data_ptr():
                 into[name].copy_(tensor)
@@ -142,9 +125,9 @@ def renumber(
     """
     source = np.arange(graph.num_channels)
     for name, positions in order.items():
-        start = graph.groups[name].start
-        source[start : start + graph.groups[name].size] = start + np.asarray(positions)
-    axes = graph.axes()
+        group = graph.groups[name]
+        source[group.numbers] = group.start + np.asarray(positions)
+    axes = graph.axes
     moved = dict(state)
     for name, tensor in state.items():
         for axis in axes.get(name, ()):
@@ -155,23 +138,19 @@ def renumber(
     return moved
 
 
-def _places(
-    channels: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def _places(channels: ChannelNumbers, wanted: ChannelNumbers) -> ChannelNumbers:
     """Find the position of each wanted channel; the k-th of a channel that repeats is its k-th."""
     places = np.empty(len(channels), dtype=np.int64)
     places[wanted.argsort(kind="stable")] = channels.argsort(kind="stable")
     return places
 
 
-def _index(
-    axes: tuple[Axis, ...], keep: npt.NDArray[np.bool_], device: torch.device
-) -> tuple[Tensor, ...] | None:
+def _index(kept: KeptPositions, device: torch.device) -> tuple[Tensor, ...] | None:
     """Build the indices of the kept rows and of each row's kept columns; None if all are kept."""
-    if all(keep[axis.channels].all() for axis in axes):
+    if all(len(positions) == len(axis.channels) for axis, positions in kept):
         return None
-    rows = np.flatnonzero(keep[axes[0].channels])
-    indices = [rows] if len(axes) == 1 else [rows[:, None], _columns(axes[1], keep, len(rows))]
+    rows = kept[0][1]
+    indices = [rows] if len(kept) == 1 else [rows[:, None], _columns(*kept[1], len(rows))]
     return tuple(torch.from_numpy(index).to(_index_device(device)) for index in indices)
 
 
@@ -179,9 +158,8 @@ def _index_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _columns(axis: Axis, keep: npt.NDArray[np.bool_], num_rows: int) -> npt.NDArray[np.int64]:
+def _columns(axis: Axis, kept: ChannelNumbers, num_rows: int) -> ChannelNumbers:
     """Build (1, columns), or (rows, columns) where the blocks of a grouped convolution differ."""
-    kept = np.flatnonzero(keep[axis.channels])
     if axis.blocks == 1:
         return kept[None]
     width = len(axis.channels) // axis.blocks

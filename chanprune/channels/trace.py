@@ -15,7 +15,8 @@ from torch import fx, nn
 from chanprune.channels.calls import UnsupportedNetwork, record_calls, record_training
 from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.plain import computes_its_weights
-from chanprune.channels.rules import Walk
+from chanprune.channels.rules.follow import follow
+from chanprune.channels.rules.walk import Walk
 
 # By name, as importing torch.compile takes a second.
 WRAPPERS = {
@@ -61,9 +62,9 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
 
 def _followed(model: nn.Module, calls: fx.Graph, in_training: fx.Graph | str) -> Walk:
     walk = Walk(model)
-    walk.follow(calls)
+    follow(walk, calls)
     if isinstance(in_training, fx.Graph) and in_training is not calls:
-        walk.follow(in_training, training=True)
+        follow(walk, in_training, training=True)
     return walk
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from chanprune.channels.graph import ChannelGroup, ChannelNumbers
+from chanprune.channels.layers import ChannelGroup, ChannelNumbers
 
 
 @dataclass

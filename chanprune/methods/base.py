@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chanprune.channels import (
+    Change,
     ChannelGraph,
-    Plan,
-    Rewiring,
+    Cut,
     Selection,
     select_above,
     select_global,
@@ -189,14 +189,14 @@ class Method:
         """
         return {}
 
-    def rewirings(self, step: Step) -> list[Rewiring]:
-        """Return what convolutions give up of their inputs, and what serves copies, from now on.
+    def rewirings(self, step: Step) -> Sequence[Change]:
+        """Return what is to be done to the network and the optimiser's state, such as a `Rewiring`.
 
         Called before each step, before `active_channels`.
         """
         return []
 
-    def active_channels(self, step: Step) -> Plan | None:
+    def active_channels(self, step: Step) -> Cut | None:
         """Return the channels to execute and train from this step on; None: as before.
 
         Called before each step. What is not active keeps every bit; see `Bank`.

@@ -153,13 +153,14 @@ class Cucb(DynamicChannels):
     @torch.no_grad()
     def after_backward(self, step: Step) -> None:
         """Observe the saliencies of the active channels."""
+        assert self.cut is not None
         total = torch.zeros(self.graph.num_channels, dtype=torch.float64)
         for module, outputs in self.places:
-            rows = torch.from_numpy(outputs[self.active[outputs]])
+            rows = torch.from_numpy(outputs[self.cut.keep[outputs]])
             total.index_add_(0, rows, self._saliency(module).double().cpu())
         if self.reduce == "example":
             total = summed(total)
-        active = torch.from_numpy(self.active) & (self.group_of >= 0)
+        active = torch.from_numpy(self.cut.keep) & (self.group_of >= 0)
         observed = normalised(total[active], self.group_of[active], self.normalise)
         self.arms.observe(active, observed)
 

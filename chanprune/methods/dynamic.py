@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels import ChannelGraph, Plan, Selection
+from chanprune.channels import ChannelGraph, Cut, Plan, Selection
 from chanprune.methods.base import Method, PruneOptions, Setting, Step, select
 from chanprune.processes.errors import UserError
 from chanprune.show.charts import Chart, SharesByEpoch, of_kind
@@ -52,7 +52,7 @@ class DynamicChannels(Method):
         self.forgets = momentum == "reset"
         self.generator = torch.Generator()
         self.sizes: dict[str, int] = {}
-        self.plan: Plan | None = None
+        self.cut: Cut | None = None
         self._epoch = -1
         self._changes: list[float] = []
 
@@ -71,22 +71,21 @@ class DynamicChannels(Method):
         number = sum(len(kept) for kept in active.kept.values())
         return {"active_channels": number, "of": sum(self.sizes.values())}
 
-    def active_channels(self, step: Step) -> Plan | None:
+    def active_channels(self, step: Step) -> Cut | None:
         """Choose anew when it is time."""
         is_due = step.index % self.every == 0 if self.every else step.epoch > self._epoch
         self._epoch = step.epoch
-        if self.plan is not None and (not is_due or step.progress >= self.freeze):
+        if self.cut is not None and (not is_due or step.progress >= self.freeze):
             return None
-        before, self.plan = self.plan, self._choose(self.scores(step))
-        self.active = self.graph.kept_mask(self.plan)
+        before, self.cut = self.cut, self.graph.cut(self._choose(self.scores(step)))
         if before is not None:
-            self._changes.append(_churn(before, self.plan))
-        return self.plan
+            self._changes.append(_churn(before.plan, self.cut.plan))
+        return self.cut
 
     def after_epoch(self, step: Step) -> dict[str, float]:
         """Report the mean share of the active channels that a choice replaced, and the widths."""
         changes, self._changes = self._changes, []
-        kept = self.plan.kept if self.plan else {}
+        kept = self._active()
         widths = {f"active_share.{name}": len(kept[name]) / self.sizes[name] for name in kept}
         return {"churn": sum(changes) / max(1, len(changes)), **widths}
 
@@ -136,7 +135,7 @@ class DynamicChannels(Method):
             "epoch": torch.tensor(self._epoch),
             "changes": torch.tensor(self._changes, dtype=torch.float64),
         }
-        for name, kept in (self.plan.kept if self.plan else {}).items():
+        for name, kept in self._active().items():
             state[f"active.{name}"] = torch.tensor(kept)
         return state
 
@@ -151,8 +150,11 @@ class DynamicChannels(Method):
             if name.startswith("active.")
         }
         if active:
-            self.plan = Plan(active)
-            self.active = self.graph.kept_mask(self.plan)
+            self.cut = self.graph.cut(Plan(active))
+
+    def _active(self) -> dict[str, tuple[int, ...]]:
+        """Return the active channels of each group; nothing before the first choice."""
+        return self.cut.plan.kept if self.cut else {}
 
     def _with_floor(self, options: PruneOptions) -> PruneOptions:
         share = self.floor * (1 - options.ratio)

@@ -113,7 +113,7 @@ class MultiFidelity(Method):
             raise ValueError(f"{depthwise[0]} is depthwise, which fidelity levels do not train")
         self.graph = graph
         self.levels = tuple(sorted(levels))
-        self.plans = {level: prefix_plan(graph, level) for level in levels}
+        self.cuts = {level: graph.cut(prefix_plan(graph, level)) for level in levels}
         self.sandwich = sandwich
         self.repeats = not sandwich
         self.coefficients = coefficients or Coefficients({})
@@ -139,8 +139,8 @@ class MultiFidelity(Method):
         self._executed = 0
 
         def logits_at(level: float) -> Tensor:
-            plan = self.plans.get(level) or prefix_plan(self.graph, level)
-            narrowed = narrow(state, self.graph, plan)
+            cut = self.cuts.get(level) or self.graph.cut(prefix_plan(self.graph, level))
+            narrowed = narrow(state, cut)
             self._executed += executed_macs(narrowed, self.graph)
             logits: Tensor = functional_call(model, narrowed, (images,))
             return logits

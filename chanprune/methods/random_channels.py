@@ -38,9 +38,9 @@ class FixedRandom(DynamicChannels):
 
     def final_scores(self) -> Scores:
         """Score what was chosen by 1."""
-        assert self.plan is not None
+        assert self.cut is not None
         scores = {name: torch.zeros(size).double() for name, size in self.sizes.items()}
-        for name, kept in self.plan.kept.items():
+        for name, kept in self.cut.plan.kept.items():
             scores[name][list(kept)] = 1
         return scores
 

@@ -25,24 +25,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels import (
-    ChannelGraph,
+from chanprune.channels import ChannelGraph, Cut, Plan, Selection
+from chanprune.channels.selection import first_of
+from chanprune.methods.base import Method, PruneOptions, Setting, Step
+from chanprune.processes.errors import UserError
+from chanprune.rewiring import (
     Copying,
     DamageOptions,
-    Plan,
     Rewiring,
-    Selection,
     Unit,
     allow_copies,
     expected_damage,
     selective_units,
 )
-from chanprune.channels.damage import shares
-from chanprune.channels.selection import first_of
-from chanprune.methods.allocation import copies_for, executed, released
-from chanprune.methods.base import Method, PruneOptions, Setting, Step
-from chanprune.methods.rewiring_charts import fields, rewirings
-from chanprune.processes.errors import UserError
+from chanprune.rewiring.allocation import copies_for, executed, released
+from chanprune.rewiring.charts import fields, rewirings
+from chanprune.rewiring.damage import shares
 from chanprune.show.charts import Chart
 
 
@@ -152,12 +150,12 @@ class SelectiveConvolution(Method):
             return []
         return [self._rewire(unit) for unit in self.units]
 
-    def active_channels(self, step: Step) -> Plan | None:
+    def active_channels(self, step: Step) -> Cut | None:
         """Leave out what was released for good, where that is faster."""
         if not self._is_new:
             return None
         self._is_new = False
-        return executed(self._open, self.graph)
+        return self.graph.cut(executed(self._open, self.graph))
 
     def after_epoch(self, step: Step) -> dict[str, float]:
         """Report what was released and re-allocated in front of this epoch, and shifts so far."""
@@ -192,8 +190,7 @@ class SelectiveConvolution(Method):
             group_of[unit.norm]: shares(self._damage(model, unit)).amax(1) for unit in releasing
         }
         self.remarks = (self._layer_local(model),)
-        unread = graph.unread(Plan(kept))
-        for name, left in unread.items():
+        for name, left in graph.cut(Plan(kept)).still_read.items():
             scores[name] = torch.zeros(graph.groups[name].size, dtype=torch.float64)
             scores[name][left] = 1.0
             kept[name] = left

@@ -136,7 +136,8 @@ class Checkpoints:
             self.optimiser.state[parameter][key] = like
         self.method.load_state_dict(_part(tensors, "method."))
         if facts["active"] is not None:
-            self.bank.activate(Plan.from_json(facts["active"]))
+            plan = Plan.from_json(facts["active"])
+            self.bank.activate(self.bank.graph.cut(plan))
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random.cuda"])

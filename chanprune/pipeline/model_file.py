@@ -29,6 +29,7 @@ from chanprune.files.writing import write_json
 from chanprune.pipeline.restore import LEVEL, restore
 from chanprune.processes.errors import UserError
 from chanprune.records.schemas import FORMAT, read_model
+from chanprune.rewiring import Form
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
@@ -75,7 +76,7 @@ def save_model(
     preprocessing: Preprocessing,
     class_names: tuple[str, ...],
     counts: Counts,
-    form: Mapping[str, Any] | None = None,
+    form: Form | None = None,
     statistics: Mapping[float, State] | None = None,
 ) -> None:
     """Write the compact network.
@@ -88,8 +89,7 @@ def save_model(
         preprocessing: What it expects of an image.
         class_names: One per logit.
         counts: Its parameters and MACs.
-        form: What training made of the original network: "copies", see `rewire`, and "expanded",
-            see `rebuild`.
+        form: What training made of the original network, see `rewiring.settle`.
         statistics: Fidelity level -> batch-norm statistics of its own, see `Fidelity`.
     """
     tensors = dict(model.state_dict())
@@ -152,7 +152,7 @@ def original(options: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
     if options["name"] != "compact":
         return dict(options), Plan({})
     description = read_model(Path(options["run"]))
-    if description.copies or description.expanded:
+    if any(description.form.values()):
         raise UserError(
             f"model.run={options['run']}: that network reads copies of channels, whose shifts were "
             "learned; there is no such network before training"

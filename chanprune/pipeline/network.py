@@ -11,6 +11,7 @@ from torch import nn
 from chanprune.channels import ChannelGraph, Fidelity, Plan
 from chanprune.pipeline.cost import Cost
 from chanprune.pipeline.pruning import PruneReport
+from chanprune.rewiring import Form
 from chanprune.show.charts import Chart
 from chanprune.show.table import Row
 
@@ -23,7 +24,7 @@ class Network:
         plan: What it keeps of the original.
         widths: Channel group that may be pruned -> channels of the original.
         options: Options of the model that a conversion changed.
-        form: What training made of it: "copies", see `wiring`, and "expanded", see `expand`.
+        form: What training made of it, see `rewiring.settle`.
         order: Channel group -> the original's channels in the order in which they are now, where
             that was changed.
         fidelity: Its levels, as they were measured last.
@@ -34,7 +35,7 @@ class Network:
     plan: Plan
     widths: Mapping[str, int]
     options: Mapping[str, Any] = field(default_factory=dict)
-    form: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    form: Form = field(default_factory=dict)
     order: Mapping[str, Sequence[int]] = field(default_factory=dict)
     fidelity: Fidelity | None = None
 

@@ -12,15 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from chanprune import rewiring
 from chanprune.channels import (
     ChannelGraph,
     Plan,
     State,
     compact,
     index_widths,
-    rebuild,
     refuse_odd_indices,
-    rewire,
     trace,
 )
 from chanprune.files.reading import refuse_irregular
@@ -92,8 +91,7 @@ def _built(description: Model, header: Header) -> tuple[nn.Module, ChannelGraph]
     channels = sum(sum(tensor.shape[:2]) for tensor in whole.state_dict().values())
     if channels > MOST_TOGETHER:
         raise ValueError(f"its layers have {channels:,} channels, more than any network")
-    rebuild(whole, {name: own.model_dump() for name, own in description.expanded.items()})
-    rewire(whole, {name: own.model_dump() for name, own in description.copies.items()})
+    rewiring.restore(whole, description.form)
     graph = trace(whole, description.input_shape)
     small = compact(whole, graph, Plan(description.plan), check=False)
     _compare(small.model.state_dict(), header)

@@ -6,19 +6,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from chanprune import rewiring
 from chanprune.channels import (
     CompactionError,
     Fidelity,
     Plan,
     compact,
     count,
-    expand,
     order_by,
     prefix_plan,
     recalibrate,
     scale_scores,
     trace,
-    wiring,
 )
 from chanprune.files.digest import digest
 from chanprune.methods import Method
@@ -99,7 +98,7 @@ def settle(network: Network, job: Job, method: Method, number: str) -> Outcome:
         method: What was done while training.
         number: Of the pass, as it is appended to names; "" if there is one.
     """
-    form = {"expanded": expand(network.model), "copies": wiring(network.model)}
+    form = rewiring.settle(network.model)
     if any(form.values()):
         before = network.graph.groups
         graph = trace(network.model, job.input_shape)
@@ -129,7 +128,7 @@ def prune(network: Network, job: Job, method: Method, number: str) -> Outcome:
     except ValueError as error:
         raise UserError(str(error)) from error
     try:
-        plan = graph.complete(Plan(selection.kept))
+        plan = graph.cut(Plan(selection.kept)).complete
     except ValueError as error:
         raise UserError(f"prune.min_channels=0 empties too much: {error}") from error
     agree(plan)
@@ -232,7 +231,7 @@ def levels(network: Network, job: Job, method: Method, stage: str) -> Outcome:
         if method.level_statistics:
             images = job.training_images(method.level_statistics)
             fidelity.estimate(level, images, job.device)
-        graph = network.graph.after(prefix_plan(network.graph, level))
+        graph = network.graph.cut(prefix_plan(network.graph, level)).after
         small = replace(network, model=fidelity.extract(level), graph=graph)
         rows.append(job.measured(small, stage, time.perf_counter() - began, level))
     return replace(network, fidelity=fidelity), Facts(rows=tuple(rows))

@@ -72,8 +72,8 @@ class Updates:
             RunError: The network is to be compiled, and PyTorch cannot.
         """
         method = self.method
-        for rewiring in method.rewirings(step):
-            self.bank.rewire(rewiring)
+        for change in method.rewirings(step):
+            change.apply(self.bank)
         active = method.active_channels(step)
         if active is not None:
             self.bank.activate(active, forget=method.forgets)

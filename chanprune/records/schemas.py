@@ -52,7 +52,7 @@ class Wiring(_Record):
 
 
 class Kernels(_Record):
-    """A 1x1 convolution that was made one of larger kernels: see `channels.expanded`."""
+    """A 1x1 convolution that was made one of larger kernels: see `rewiring.expanded`."""
 
     own: Indices
     copied: Annotated[Indices, Field(min_length=1)]
@@ -85,6 +85,11 @@ class Model(_Record):
     class_names: Annotated[list[str], Field(min_length=1, max_length=MOST_CHANNELS)]
     preprocess: Statistics
     counts: Counts
+
+    @property
+    def form(self) -> dict[str, dict[str, Any]]:
+        """Return what training made of the architecture, as `rewiring.restore` takes it."""
+        return self.model_dump(include={"expanded", "copies"})
 
     @model_validator(mode="after")
     def _agree(self) -> Model:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from chanprune.channels import operations as ops
-from chanprune.channels.copies import Copying
-from chanprune.channels.graph import ChannelGraph, ChannelGroup
+from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.layers import ChannelGroup
+from chanprune.rewiring.copies import Copying
 
 PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 PASSING_FUNCTIONS = (F.dropout, F.dropout2d, "contiguous")

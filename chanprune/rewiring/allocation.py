@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from chanprune.channels import ChannelGraph, Copies, Plan
-from chanprune.channels.damage import shares
+from chanprune.channels import ChannelGraph, Plan
+from chanprune.rewiring.copies import Copies
+from chanprune.rewiring.damage import shares
 
 LARGEST_SHIFT = 1.5
 GATHERED_UP_TO = 0.6

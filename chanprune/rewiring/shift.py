@@ -5,7 +5,7 @@ four nearest pixels; beyond the border the edge goes on. So one gather takes fro
 pixels that begin where its shift points, one row and one column more than an image has, and two
 interpolations between neighbours do the rest, of rows and then of columns. That is a depthwise
 convolution with the kernel max(0, 1 - |d_y - b_y|) max(0, 1 - |d_x - b_x|), at four taps whatever
-the shift.
+the shift, which count as four multiply-accumulates for each pixel.
 
 Differs from the authors, whose shifts are in units of (H + W) / 4 of PyTorch's sampling grid, and
 mean less than a pixel where the grid's corners are the centres of pixels: here both axes are in

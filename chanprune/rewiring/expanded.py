@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels.copies import Copying, copying_layers
-from chanprune.channels.shift import hat_kernels, radius_of
+from chanprune.rewiring.copies import Copying, copying_layers
+from chanprune.rewiring.shift import hat_kernels, radius_of
 
 
 class Expanded(nn.Module):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels import Copying
-from chanprune.channels.shift import hat_kernels, radius_of
+from chanprune.rewiring.copies import Copying
+from chanprune.rewiring.shift import hat_kernels, radius_of
 from chanprune.show.charts import Kernels, NumbersByEpoch, of_kind
 
 

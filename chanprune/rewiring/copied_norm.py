@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chanprune.channels import rowwise_norm
 from chanprune.channels.gathered import replace, select
-from chanprune.channels.shift import add_corners, gradients, move
+from chanprune.rewiring.shift import add_corners, gradients, move
 
 
 def normalise_with_copies(norm: Any, images: Tensor) -> Tensor:

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels.copied_norm import normalise_with_copies
 from chanprune.channels.gathered import Gathered, pick, read, replace, select, spread
-from chanprune.channels.shift import TAPS_PER_SHIFT, add_corners, gradients, move
-
-OF_COPIES = ("index", "is_copy", "shift")
+from chanprune.rewiring.copied_norm import normalise_with_copies
+from chanprune.rewiring.shift import TAPS_PER_SHIFT, add_corners, gradients, move
 
 
 @dataclass(frozen=True)
@@ -40,24 +38,6 @@ class Copies:
     shifts: Tensor
 
 
-@dataclass(frozen=True)
-class Rewiring:
-    """What a convolution gives up of its input, and what takes its place.
-
-    Attributes:
-        conv: Name of the convolution.
-        reader: Name of the layer that has the copies: the batch norm in front of it, or itself;
-            the batch norm if there are none.
-        released: Its columns that become zero.
-        copies: What some of them serve from now on; None: they are released for good.
-    """
-
-    conv: str
-    reader: str
-    released: Sequence[int]
-    copies: Copies | None = None
-
-
 class Copying(Gathered):
     """Stands before a layer among the base classes: some of its slots read shifted copies.
 
@@ -65,8 +45,11 @@ class Copying(Gathered):
         index: (C,) the channel that each slot reads.
         is_copy: (C,) whether it reads it shifted.
         copies: (R,) the slots that do.
-        shift: (C, 2) pixels, x and y; or, once `drop_idle_shifts` was called, (R, 2).
+        shift: (C, 2) pixels, x and y; or, once it is `compacted`, (R, 2).
     """
+
+    uncut: ClassVar[tuple[str, ...]] = ("index", "is_copy", "shift")
+    stays_whole: ClassVar[str | None] = "has copies of channels"
 
     is_copy: Tensor
     copies: Tensor
@@ -91,12 +74,12 @@ class Copying(Gathered):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map what the slots read of (N, C_stream, H, W) as the layer itself does."""
-        if self.copies_in_place(input):
+        if self.normalises(input):
             return normalise_with_copies(self, input)
         output: Tensor = super(Gathered, self).forward(self.gathered(input))
         return output
 
-    def copies_in_place(self, images: Tensor) -> bool:
+    def normalises(self, images: Tensor) -> bool:
         """Tell whether it is a batch norm that has copies among the channels that it reads."""
         is_norm = isinstance(self, nn.BatchNorm2d) and not images.is_meta
         return is_norm and len(self.copies) > 0 and len(self.index) == images.shape[1]
@@ -122,7 +105,7 @@ class Copying(Gathered):
         self.is_copy[slots] = True
         self.find_copies()
 
-    def drop_idle_shifts(self, width: int) -> None:
+    def compacted(self, width: int) -> None:
         """Keep the shifts of copies alone; without any, become what it was before.
 
         Args:
@@ -130,7 +113,7 @@ class Copying(Gathered):
         """
         if len(self.copies) == 0:
             index = self.index
-            for name in ("copies", *OF_COPIES):
+            for name in ("copies", *self.uncut):
                 delattr(self, name)
             self.__class__ = next(k for k, own in _TYPES.items() if own is type(self))  # type: ignore[assignment]
             if not torch.equal(index.cpu(), torch.arange(width)):
@@ -138,9 +121,19 @@ class Copying(Gathered):
         elif len(self.shift) == len(self.index):
             self.shift = nn.Parameter(self.moved_by().detach(), self.shift.requires_grad)
 
-    def macs(self, positions: int) -> int:
+    def further_params(self) -> int:
+        """Return the number of shifts of copies, x and y."""
+        return self.shift.shape[1] * len(self.copies)
+
+    def further_macs(self, positions: int) -> int:
         """Return the multiply-accumulates that move the copies in one image of so many pixels."""
         return TAPS_PER_SHIFT * positions * len(self.copies)
+
+    def fault(self) -> str | None:
+        """Say whether copies and their shifts differ in number."""
+        if len(self.shift) in {len(self.copies), len(self.index)}:
+            return None
+        return "has not one shift for each of its copies"
 
     def moved_by(self) -> Tensor:
         """Return the shifts (R, 2) of the copies."""

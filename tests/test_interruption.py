@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from chanprune.pipeline import interruption
+from chanprune.processes import interruption
 from chanprune.processes.errors import Interrupted
 from chanprune.processes.interruption import Interruption
 

@@ -10,19 +10,21 @@ ALLOWED = {
     "processes": {"channels"},
     "files": {"processes"},
     "channels": set(),
-    "models": {"processes", "channels"},
-    "data": {"processes", "files", "channels"},
-    "methods": {"processes", "channels"},
+    "components": {"processes"},
+    "models": {"processes", "channels", "components"},
+    "data": {"processes", "files", "channels", "components"},
+    "methods": {"processes", "channels", "components"},
     "records": {"processes", "files"},
     "show": {"processes", "files", "channels", "records"},
     "papers": {"processes", "files"},
     "pipeline": {
-        *("processes", "files", "channels", "models", "data", "methods", "records", "show"),
+        *("processes", "files", "channels", "components", "models", "data", "methods"),
+        *("records", "show"),
     },
-    "config": {"processes", "files", "channels", "models", "methods", "records"},
+    "config": {"processes", "files", "channels", "components", "models", "methods", "records"},
 }
 HYDRA = {"hydra", "omegaconf"}
-SCHEMAS = {"config", "records"}
+SCHEMAS = {"config", "records", "components"}
 
 
 def imports(path: Path) -> set[str]:

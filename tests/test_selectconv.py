@@ -24,8 +24,9 @@ from chanprune.channels import (
     wiring,
 )
 from chanprune.channels.slicing import gather
-from chanprune.methods import SelectiveConvolution, Setting, Step
+from chanprune.methods import Setting, Step
 from chanprune.methods.allocation import executed, released
+from chanprune.methods.selectconv import SelectiveConvolution
 from chanprune.models import build
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.prepare import prepare

@@ -26,8 +26,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from chanprune.config import sweep
-from chanprune.config.schema import OPTIONAL_PATHS, PATHS, SECTIONS, did_you_mean, not_a_section
+from chanprune import components
+from chanprune.config import help, sweep
+from chanprune.config.checks import did_you_mean
+from chanprune.config.schema import OPTIONAL_PATHS, PATHS, SECTIONS, not_a_section
 from chanprune.files.digest import digest
 from chanprune.files.reading import text_of, yaml_of
 from chanprune.processes import ranks
@@ -69,18 +71,22 @@ def main(config_name: str, task: Task, check: Check | None = None) -> None:
 
 
 def _compose_and_run(config_name: str, task: Task, check: Check | None) -> None:
-    folders = _config_folders(sys.argv[1:])
+    folders = config_folders(sys.argv[1:])
     trusted = TRUST in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != TRUST]
     settings = [argument for argument in sys.argv[1:] if OVERRIDE.fullmatch(argument)]
     deletions = [argument for argument in sys.argv[1:] if argument.startswith("~")]
     flags = [a for a in sys.argv[1:] if a not in {*settings, *deletions}]
     sweeps = _are_sweep(flags) or any(a.startswith("hydra.mode=") for a in settings)
+    _use_components(settings)
     overrides = [_checked(a, folders, sweeps) for a in settings if not _is_unset(a)]
+    kinds = help.chosen_kinds(overrides) if {"--help", "-h"}.intersection(flags) else []
+    if kinds:
+        print(_help_on(kinds, config_name, overrides, folders))
+        return
     sys.argv[1:] = [*QUIET, *overrides, *deletions, *flags]
-    if len(folders) > 1 and not trusted:
-        with _hydra_errors():
-            _refuse_what_runs_code(config_name, folders, [*overrides, *deletions])
+    if not trusted:
+        refuse_what_runs_code(config_name, folders, [*overrides, *deletions])
     if sweeps:
         with _sweep_folder(overrides, check) as folder, _hydra_errors():
             _sweep(config_name, task, check, [*overrides, *deletions], folders, folder)
@@ -100,8 +106,15 @@ def _compose_and_run(config_name: str, task: Task, check: Check | None) -> None:
         raise failure[0]
 
 
-def checked(arguments: Sequence[str], sweeps: bool = True) -> list[str]:
+def checked(
+    arguments: Sequence[str], sweeps: bool = True, folders: Sequence[Path] = ()
+) -> list[str]:
     """Check arguments KEY=VALUE, of which some may leave a choice if it `sweeps`.
+
+    Args:
+        arguments: The arguments.
+        sweeps: Whether a value may be several.
+        folders: Of the configuration files, see `config_folders`.
 
     Raises:
         UserError: One of them cannot be.
@@ -109,13 +122,35 @@ def checked(arguments: Sequence[str], sweeps: bool = True) -> list[str]:
     for argument in arguments:
         if not OVERRIDE.fullmatch(argument):
             raise UserError(f"{argument}: must be KEY=VALUE; --help shows examples")
-    return [_checked(a, [config_dir()], sweeps) for a in arguments if not _is_unset(a)]
+    _use_components(arguments)
+    places = folders or [config_dir()]
+    return [_checked(a, places, sweeps) for a in arguments if not _is_unset(a)]
 
 
-def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def composed(
+    config_name: str, overrides: Sequence[str], folders: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Compose a configuration; raises UserError."""
-    with _hydra_errors(), hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with _hydra_errors(), _composing(folders or [config_dir()]):
         return _plain(hydra.compose(config_name, list(overrides)))
+
+
+def _help_on(
+    kinds: Sequence[str], config_name: str, overrides: Sequence[str], folders: Sequence[Path]
+) -> str:
+    """Say what the components of some kinds are that a command line chooses."""
+    with _hydra_errors(), _composing(folders):
+        config = hydra.compose(config_name, list(overrides))
+    values: Any = OmegaConf.to_container(config)
+    return "\n\n".join(help.describe(kind, values[kind]) for kind in kinds)
+
+
+def _use_components(arguments: Sequence[str]) -> None:
+    """Let this process know the user's own components, so that mistakes can be told from them."""
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        if key == "components" and "," not in value:
+            components.use(None if value in {"", "null"} else value.strip("'\""))
 
 
 @contextlib.contextmanager
@@ -131,20 +166,26 @@ def _composing(folders: Sequence[Path]) -> Iterator[None]:
         yield
 
 
-def _refuse_what_runs_code(
+def refuse_what_runs_code(
     config_name: str, folders: Sequence[Path], overrides: Sequence[str]
 ) -> None:
     """Refuse a user's folder if it changes how Hydra itself works, by which it runs any code.
 
+    Nor may it name components, which are imported.
+
     Raises:
         UserError: A job would be configured otherwise for Hydra than the command line asks for.
     """
-    with _composing(folders):
+    if len(folders) == 1:
+        return
+    with _hydra_errors(), _composing(folders):
         jobs = sweep.expand(overrides)
         parts = [_hydra_part(config_name, job.overrides) for job in jobs]
-    with _composing(folders[:1]):
+    with _hydra_errors(), _composing(folders[:1]):
         for job, part in zip(jobs, parts, strict=True):
-            asked = [o for o in job.overrides if o.lstrip("+~").startswith("hydra")]
+            asked = [
+                o for o in job.overrides if o.lstrip("+~").startswith(("hydra", "components="))
+            ]
             try:
                 expected = _hydra_part(config_name, asked)
             except HydraException:
@@ -152,17 +193,19 @@ def _refuse_what_runs_code(
             for key in part:
                 if part[key] != expected.get(key):
                     raise UserError(
-                        f"the files in --config-dir={folders[1]} set hydra.{key}, and by that they "
+                        f"the files in --config-dir={folders[1]} set {key}, and by that they "
                         f"can run any code; give {TRUST} too if you know who wrote them"
                     )
 
 
 def _hydra_part(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return what Hydra's own part of a configuration says, but for the names of the job."""
+    """Return what configures Hydra itself, but for the names of the job, and the components."""
     config = hydra.compose(config_name, list(overrides), return_hydra_config=True)
     values: Any = OmegaConf.to_container(config.hydra, resolve=False)
     job = {key: values["job"][key] for key in ("chdir", "env_set", "env_copy")}
-    return {**{k: v for k, v in values.items() if k not in {"runtime", "overrides"}}, "job": job}
+    own = {k: v for k, v in values.items() if k not in {"runtime", "overrides"}}
+    hydras = {f"hydra.{key}": value for key, value in {**own, "job": job}.items()}
+    return {**hydras, "components": config.get("components")}
 
 
 def _call_hydra(config_name: str, job: Callable[[DictConfig], None]) -> None:
@@ -278,7 +321,7 @@ def _is_unset(argument: str) -> bool:
     return key in OPTIONAL and value in {"", "null"}
 
 
-def _checked(argument: str, folders: list[Path], sweeps: bool) -> str:
+def _checked(argument: str, folders: Sequence[Path], sweeps: bool) -> str:
     """Check one KEY=VALUE; let a key that Hydra does not know pass on to the schema."""
     argument = _quoted(argument, sweeps)
     _, key, value = re.fullmatch(OVERRIDE, argument).groups()  # type: ignore[union-attr]
@@ -299,6 +342,11 @@ def _checked(argument: str, folders: list[Path], sweeps: bool) -> str:
     for choice in value.split(",") if sweeps else [value]:
         is_name = re.fullmatch(r"[\w./-]*", choice) or not sweeps
         if is_name and choice not in known:
+            if key in components.KINDS and components.find(key, choice):
+                raise UserError(
+                    f"{key}={choice}: no file {key}/{choice}.yaml chooses it; write one (name: "
+                    f"{choice}) in a folder, and give --config-dir=FOLDER"
+                )
             listed = ", ".join(known)
             hint = did_you_mean(choice, known)
             raise UserError(f"{key}={choice}: no such choice; choose from: {listed}{hint}")
@@ -342,7 +390,7 @@ def _as_text(key: str, value: str) -> str:
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
-def _config_folders(arguments: list[str]) -> list[Path]:
+def config_folders(arguments: Sequence[str]) -> list[Path]:
     """List our configuration folder, and the one that --config-dir adds."""
     folders = [config_dir()]
     for argument, following in pairwise([*arguments, ""]):

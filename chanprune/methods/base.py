@@ -18,6 +18,7 @@ from chanprune.channels import (
     select_global,
     select_widths,
 )
+from chanprune.components import method
 
 TrainingImages = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 
@@ -138,6 +139,7 @@ class Method:
         converts: Whether that stage takes the method's conversions, and no channels are selected.
         score: What `select_channels` ranks channels by, for pictures.
         levels: Fidelity levels, in (0, 1], that the product is measured at.
+        passes: Rounds of training, pruning and fine-tuning.
         level_statistics: Number of training images from which every level's own batch-norm
             statistics are estimated at the end; 0 if the levels share the whole network's.
         advice: What the user should know of the options, once `before_training` has seen them.
@@ -155,6 +157,7 @@ class Method:
     converts = False
     score = "|batch-norm scale|"
     levels: tuple[float, ...] = (1.0,)
+    passes = 1
     level_statistics = 0
     advice = ""
     remarks: tuple[str, ...] = ()
@@ -285,6 +288,7 @@ class Method:
         """Take up where `state_dict` left off."""
 
 
+@method("none")
 class Plain(Method):
     """Plain training of the whole network."""
 

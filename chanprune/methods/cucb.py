@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph
+from chanprune.components import CountOrZero, NotNegative, method
 from chanprune.methods.base import Setting, Step
 from chanprune.methods.dynamic import DynamicChannels, Scores, ranks
 from chanprune.processes.errors import UserError
@@ -46,6 +47,7 @@ Statistic = Literal["mean", "ema"]
 Normalisation = Literal["l2", "max", "rms", "none"]
 
 
+@method("cucb")
 class Cucb(DynamicChannels):
     """Train the channels with the largest upper confidence bounds.
 
@@ -64,8 +66,8 @@ class Cucb(DynamicChannels):
 
     def __init__(
         self,
-        exploration: float | None = 1.0,
-        explore: int | None = None,
+        exploration: NotNegative | None = 1.0,
+        explore: CountOrZero | None = None,
         scope: Literal["global", "layer"] = "global",
         normalise: Normalisation = "l2",
         reduce: Literal["batch", "example"] = "batch",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph
+from chanprune.components import NotNegative, method
 from chanprune.methods.base import Conversion, Method, Setting, Step
 from chanprune.processes.errors import UserError
 
@@ -43,6 +44,7 @@ class Condensable(Protocol):
         """Return the tensors of the converted network."""
 
 
+@method("lgc")
 class LearnedGroups(Method):
     """Drop inputs of each group while training; convert the network at the end.
 
@@ -55,7 +57,7 @@ class LearnedGroups(Method):
     converts = True
     after_training = ("cut_classifier",)
 
-    def __init__(self, group_lasso: float = 0.0, cut_classifier: bool = True):
+    def __init__(self, group_lasso: NotNegative = 0.0, cut_classifier: bool = True):
         self.group_lasso = group_lasso
         self.cut_classifier = cut_classifier
         self.stage = 0

@@ -38,11 +38,13 @@ from chanprune.channels import (
 )
 from chanprune.channels.damage import shares
 from chanprune.channels.selection import first_of
+from chanprune.components import Count, NotNegative, Share, ShareOrAll, method
 from chanprune.methods.allocation import copies_for, executed, released
 from chanprune.methods.base import Method, PruneOptions, Setting, Step
 from chanprune.processes.errors import UserError
 
 
+@method("selectconv")
 class SelectiveConvolution(Method):
     """Release and re-allocate the inputs of convolutions.
 
@@ -71,17 +73,17 @@ class SelectiveConvolution(Method):
     def __init__(
         self,
         realloc: bool = True,
-        threshold: float = 1e-3,
-        top: int = 3,
-        max_copies: int | None = None,
-        until: float = 0.5,
+        threshold: Share = 1e-3,
+        top: Count = 3,
+        max_copies: Count | None = None,
+        until: ShareOrAll = 0.5,
         shift: Literal["pre", "post"] = "pre",
         scope: Literal["pointwise", "all"] = "pointwise",
         order: Literal["largest", "l2"] = "largest",
         moment: Literal["mean", "square"] = "mean",
         taps: Literal["sum", "absolute"] = "sum",
         padding: Literal["ignored", "counted"] = "ignored",
-        shift_decay: float = 1e-5,
+        shift_decay: NotNegative = 1e-5,
     ):
         self.realloc = realloc
         self.threshold = threshold

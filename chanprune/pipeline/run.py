@@ -110,7 +110,7 @@ def run(
 
 def _run(experiment: _Experiment, network: Network, cache: StageCache | None) -> dict[str, Any]:
     config = experiment.config
-    passes = config["method"].get("passes", 1)
+    passes = make_method(config).passes
     for number in range(1, passes + 1):
         suffix = f"-{number}" if passes > 1 else ""
         method = make_method(config)

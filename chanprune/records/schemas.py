@@ -85,6 +85,7 @@ class Model(_Record):
     class_names: Annotated[list[str], Field(min_length=1, max_length=MOST_CHANNELS)]
     preprocess: Statistics
     counts: Counts
+    components: Name | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Model:

@@ -55,10 +55,11 @@ class Cucb(DynamicChannels):
         exploration: Factor on the bonus; 1 on the poster. Null scales it to the length of the run:
             the last bonus of an average channel is then a tenth of a typical saliency.
         explore: Steps of the random phase; null: 100, or 20 / active share if that is more.
-        scope: Whether channels compete in the whole network or within their group.
-        normalise: What saliencies are divided by, see `normalised`.
-        reduce: Absolute value of the mean over the batch, or mean of each image's absolute value.
-        statistic: Mean of all observations, or their exponential average (0.01 for the newest).
+        scope: Whether channels compete in the whole network ("global") or in their group ("layer").
+        normalise: Norm that the saliencies of a group are divided by, see `normalised`.
+        reduce: Absolute value of the mean over the "batch", or mean of each "example"'s.
+        statistic: "mean" of all observations, or "ema", their exponential average (0.01 for the
+            newest).
         dynamic: See `DynamicChannels`.
     """
 

@@ -59,10 +59,12 @@ class SelectiveConvolution(Method):
             are larger kernels).
         scope: Which convolutions have copies: "pointwise" ones (the authors' code), or "all"; the
             others release only.
-        order: In which inputs are released, see `released`.
-        moment: See `DamageOptions`.
-        taps: See `DamageOptions`.
-        padding: See `DamageOptions`.
+        order: In which inputs are released: by the "largest" share of any output's damage (code),
+            or by its "l2" norm (slides).
+        moment: "mean": expected change of an output (paper); "square": root of its expected square.
+        taps: Of a filter, "sum", or "absolute": taps of different sign do not cancel.
+        padding: "ignored", as the authors do, or "counted": taps that meet zeros at the border
+            count less.
         shift_decay: Weight decay of shifts.
     """
 

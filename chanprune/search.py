@@ -20,6 +20,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from tabulate import tabulate
 
 from chanprune.config import cli
+from chanprune.config.composing import refuse_what_runs_code
 from chanprune.files.digest import digest
 from chanprune.files.writing import write_text
 from chanprune.processes.errors import RunError, UserError, one_line
@@ -75,7 +76,7 @@ def search(
     folders = cli.config_folders([] if config_dir is None else [f"--config-dir={config_dir}"])
     space = Space(cli.checked(arguments, folders=folders))
     for corner in space.corners():
-        cli.refuse_what_runs_code("config", folders, corner)
+        refuse_what_runs_code("config", folders, corner)
         place(cli.composed("config", corner, folders))
     if folder is None:
         folder = Path("outputs", "search", digest(sorted(arguments), 8))

@@ -155,14 +155,20 @@ def _by_name(files: Iterator[tuple[Path, str]]) -> dict[Key, Component]:
     return found
 
 
+def _let_import_from(folder: Path) -> None:
+    """Look for modules in a folder too, behind all other places."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def _files(name: str) -> Iterator[tuple[Path, str]]:
     """List the files of the user's components, each with the name of its module."""
     path = Path(name).expanduser()
     if path.is_dir() or path.suffix == ".py":
         path, module = path.resolve(), path.resolve().stem
-        if str(path.parent) not in sys.path:
-            sys.path.append(str(path.parent))
+        _let_import_from(path.parent)
     else:
+        _let_import_from(Path.cwd())
         found, module = path_of(name), name
         if found is None:
             raise UserError(

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as limits
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from chanprune.components import Component
 from chanprune.processes.errors import UserError
 
 NOUNS: dict[Any, tuple[str, str]] = {
@@ -25,15 +24,6 @@ class Section(BaseModel):
     """Options that belong together; all of them, and no others."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def section_of(component: Component) -> type[Section]:
-    """Return the section that holds a component's options, and its name."""
-    fields: dict[str, Any] = {component.key: (Literal[component.names], ...)}
-    for name, option in component.options.items():
-        default = ... if option.is_required else option.default
-        fields[name] = (option.annotation, Field(default, validate_default=True))
-    return create_model("Section", __base__=Section, **fields)
 
 
 def check(

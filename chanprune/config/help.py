@@ -9,7 +9,7 @@ from typing import Any
 
 from chanprune.components import KINDS
 from chanprune.config.checks import demand
-from chanprune.config.schema import chosen_component
+from chanprune.config.chosen import chosen_component
 
 COLUMNS = 100
 

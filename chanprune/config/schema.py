@@ -14,7 +14,6 @@ from pydantic import AfterValidator, Field
 
 from chanprune import components
 from chanprune.components import (
-    KINDS,
     Component,
     Count,
     CountOrZero,
@@ -29,7 +28,8 @@ from chanprune.components import (
     ShareOrAll,
     Text,
 )
-from chanprune.config.checks import Section, check, did_you_mean, section_of
+from chanprune.config.checks import Section, check
+from chanprune.config.chosen import check_demands, chosen_component, section_of
 from chanprune.processes.errors import UserError
 
 # The options that hold a path, and those of them that may be null.
@@ -165,7 +165,7 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
     scalars = {key: value for key, value in config.items() if key not in SECTIONS}
     checked = check(_Scalars, scalars, "", [*_Scalars.model_fields, *SECTIONS])
     components.use(checked["components"])
-    chosen: list[tuple[str, Component]] = []
+    chosen: dict[str, Component] = {}
     for section, fixed in SECTIONS.items():
         values = config.get(section)
         if not isinstance(values, Mapping):
@@ -174,35 +174,11 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
         if kind is None and section == "model" and values.get("name") == "compact":
             kind = Compact
         if kind is None:
-            chosen.append((section, chosen_component(section, values)))
-            kind = section_of(chosen[-1][1])
+            chosen[section] = chosen_component(section, values)
+            kind = section_of(chosen[section])
         checked[section] = check(kind, values, f"{section}.", list(kind.model_fields))
     _check_together(checked, chosen)
     return checked
-
-
-def chosen_component(kind: str, values: Mapping[str, Any]) -> Component:
-    """Return the component that a section names.
-
-    Args:
-        kind: "method", "model" or "dataset".
-        values: The section.
-
-    Raises:
-        UserError: There is no such component.
-    """
-    assert kind in KINDS
-    key = "library" if "library" in values else "name"
-    name = values.get(key)
-    found = components.find(kind, name) if isinstance(name, str) else None
-    if found is not None and found.key == key:
-        return found
-    known = sorted([*components.names_of(kind), *(["compact"] if kind == "model" else [])])
-    listed, hint = ", ".join(known), did_you_mean(str(name), known)
-    if key not in values:
-        raise UserError(f"{kind}.name is missing; it must be one of {listed}")
-    own = "" if components.in_use() else "; components=... adds your own"
-    raise UserError(f"{kind}.{key}={name}: must be one of {listed}{hint}{own}")
 
 
 def check_evaluate(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,21 +201,12 @@ def check_format(value: Any) -> str:
     return form
 
 
-def _check_together(config: Mapping[str, Any], chosen: list[tuple[str, Component]]) -> None:
+def _check_together(config: Mapping[str, Any], chosen: Mapping[str, Component]) -> None:
     """Check what one option demands of another."""
+    for kind, component in chosen.items():
+        check_demands(component, config[kind], config)
     if (config["control"] is None) != (config["control_of"] is None):
         raise UserError("control=NAME and control_of=DIRECTORY go together")
-    for section, component in chosen:
-        for demand in component.demands:
-            try:
-                demand(config[section], config)
-            except ValueError as error:
-                raise UserError(str(error)) from error
-            except Exception as error:
-                raise UserError(
-                    f"{component.path}: demands of {component.names[0]} fails, which may use "
-                    f"built-in names alone ({type(error).__name__}: {error})"
-                ) from error
 
 
 def refuse_missing_data(config: Mapping[str, Any]) -> None:

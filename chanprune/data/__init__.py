@@ -13,6 +13,7 @@ from chanprune.data.batches import (
     train_batches,
 )
 from chanprune.data.dataset import Dataset, DatasetInfo, FileLoader, Loader, SplitName, assemble
+from chanprune.data.source import MemorySource
 
 DATASETS = Registry("dataset")
 
@@ -50,6 +51,7 @@ __all__ = [
     "FileLoader",
     "Loader",
     "MemoryBatches",
+    "MemorySource",
     "SplitName",
     "StreamBatches",
     "assemble",

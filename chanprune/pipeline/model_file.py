@@ -160,7 +160,8 @@ def load(path: str | Path, components: str | None = None) -> nn.Module:
     model.input_shape = description.input_shape  # type: ignore[assignment]
     model.class_names = tuple(description.class_names)  # type: ignore[assignment]
     model.preprocessing = preprocessing  # type: ignore[assignment]
-    model.preprocess = preprocessing.transform()
+    # The transform is a module; as one of the network's, an nn.Sequential would run it.
+    object.__setattr__(model, "preprocess", preprocessing.transform())
     return model.eval()
 
 

@@ -21,6 +21,7 @@ from tabulate import tabulate
 
 from chanprune.config import cli
 from chanprune.config.asked import place
+from chanprune.config.composing import refuse_what_runs_code
 from chanprune.files.digest import digest
 from chanprune.files.writing import write_text
 from chanprune.processes.errors import RunError, UserError, one_line
@@ -51,27 +52,33 @@ def main() -> None:
     )
     parser.add_argument("arguments", nargs="+", metavar="KEY=VALUE", help="as train takes them")
     parser.add_argument("--trials", type=int, default=30, help="of the whole search (30)")
+    parser.add_argument("--config-dir", type=Path, help="adds configuration files of your own")
     parser.add_argument("--dir", type=Path, help="default: outputs/search/<hash of the arguments>")
     options = parser.parse_args()
     with one_line():
-        search(options.arguments, options.trials, options.dir)
+        search(options.arguments, options.trials, options.dir, options.config_dir)
 
 
-def search(arguments: Sequence[str], trials: int, folder: Path | None) -> None:
+def search(
+    arguments: Sequence[str], trials: int, folder: Path | None, config_dir: Path | None = None
+) -> None:
     """Do so many trials, or what is left of them, and write table.md, trials.csv and pareto.png.
 
     Args:
         arguments: KEY=VALUE as `train` takes them; some leave a choice.
         trials: How many, with those that are done.
         folder: Where the search is kept; None: the same for the same arguments.
+        config_dir: Has configuration files of the user's own.
 
     Raises:
         UserError: The arguments cannot be, or another process searches there.
         RunError: No trial succeeded.
     """
-    space = Space(cli.checked(arguments))
+    folders = cli.config_folders([] if config_dir is None else [f"--config-dir={config_dir}"])
+    space = Space(cli.checked(arguments, folders=folders))
     for corner in space.corners():
-        place(cli.composed("config", corner))
+        refuse_what_runs_code("config", folders, corner)
+        place(cli.composed("config", corner, folders))
     if folder is None:
         folder = Path("outputs", "search", digest(sorted(arguments), 8))
     optuna = _optuna()
@@ -92,7 +99,7 @@ def search(arguments: Sequence[str], trials: int, folder: Path | None) -> None:
         )
         stopped = _take_up(study)
         ended = [trial for trial in study.trials if trial.state.is_finished()]
-        objective = Objective(space, study)
+        objective = Objective(space, study, folders)
         for _ in range(trials - len(ended) + len(stopped)):
             drawn = len(study.trials) - len(stopped)
             study.sampler = optuna.samplers.TPESampler(seed=drawn)  # one that a restart knows
@@ -176,10 +183,12 @@ class Objective:
     Args:
         space: What may vary.
         study: Holds the trials that are done.
+        folders: Have the configuration files.
     """
 
-    def __init__(self, space: Space, study: optuna.Study):
+    def __init__(self, space: Space, study: optuna.Study, folders: Sequence[Path]):
         self.space = space
+        self.folders = folders
         self.study = study
 
     def __call__(self, trial: optuna.Trial) -> tuple[float, int]:
@@ -187,7 +196,7 @@ class Objective:
         overrides = self.space.draw(trial)
         told = " ".join(f"{key}={value}" for key, value in _told(trial.params).items())
         print(f"\ntrial {trial.number}: {told}", flush=True)
-        composed = cli.composed("config", overrides)
+        composed = cli.composed("config", overrides, self.folders)
         epochs = composed["finetune"]["epochs"]
 
         def watch(epoch: int, accuracy: float, macs: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from chanprune import components
 from chanprune.config import cli
 from chanprune.config.asked import Asked, place, understood
 from chanprune.config.schema import refuse_missing_data
@@ -122,18 +123,22 @@ def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
     from chanprune.pipeline.run import run
 
     prepared = prepare(here)
+    own = {"name": components.in_use(), "digest": components.digest_in_use()}
     images = {"images": prepared.dataset.digest(), "files": prepared.dataset.times()}
     with only_process(run_dir):
         found = look(run_dir, asked.config, asked.overwrite)
         if _is_whole(found):  # another process was faster
             return _tell_finished(run_dir)
         if found.state == "nothing":
-            origin = {"control": dict(asked.control)} if asked.control else {}
+            origin: dict[str, Any] = {"control": dict(asked.control)} if asked.control else {}
             where = where_it_begins(run_dir)
+            origin |= {"components": own} if own["name"] else {}
             environment = {**describe_environment(), **where, **images, **origin}
             begin(run_dir, {"config": asked.config, "environment": environment})
         else:
             _compare_images(found, images, run_dir, here["dataset"])
+            if found.record["environment"].get("components", own) != own:
+                print(f"components={own['name']} is not, or no longer, what the run began with")
             _tell_unfinished(run_dir, found)
             go_on(run_dir, found)
         run(here, prepared, run_dir, asked.cache_dir, watch)
@@ -215,7 +220,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 def _refuse_changes(key: str, reason: str) -> None:
     """Refuse options beside one that takes all others from a recorded run."""
-    beside = (f"{key}=", f"{key}_of=", "cache.", "run.", "dataset.root=")
+    beside = (f"{key}=", f"{key}_of=", "cache.", "run.", "dataset.root=", "components=")
     for override in HydraConfig.get().overrides.task:
         if not override.lstrip("+").startswith(beside):
             raise UserError(f"{key}=... {reason}; leave out {override}")

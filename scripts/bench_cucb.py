@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from tabulate import tabulate
 
 from chanprune.channels import Bank, rowwise_batch_norms, trace
-from chanprune.methods import Cucb, Method, Plain, PruneOptions, Setting, Step
+from chanprune.methods import Method, Plain, PruneOptions, Setting, Step
+from chanprune.methods.cucb import Cucb
 from chanprune.models import build
 from chanprune.pipeline.cost import KeptForBackward
 

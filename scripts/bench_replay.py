@@ -19,16 +19,11 @@ from tabulate import tabulate
 from torch import Tensor
 
 from chanprune.channels import Bank, ChannelGraph, trace
-from chanprune.methods import (
-    Method,
-    MultiFidelity,
-    Plain,
-    Prioritized,
-    SelectiveConvolution,
-    Setting,
-    Slimming,
-    Step,
-)
+from chanprune.methods import Method, Plain, Setting, Step
+from chanprune.methods.multi_fidelity import MultiFidelity
+from chanprune.methods.prioritized import Prioritized
+from chanprune.methods.selectconv import SelectiveConvolution
+from chanprune.methods.slimming import Slimming
 from chanprune.models import build
 from chanprune.pipeline.cost import Cost
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
@@ -38,7 +33,7 @@ from chanprune.processes.interruption import Interruption
 SHAPE = (3, 32, 32)
 STEPS = 50
 LEVELS = (0.25, 0.5, 0.75, 1.0)
-BOTTLENECK = {"bottleneck": True, "transition": "pool"}
+BOTTLENECK = {"stem": 24, "bottleneck": True, "transition": "pool"}
 RUNS: dict[str, tuple[str, dict[str, Any], Callable[[ChannelGraph], Method]]] = {
     "VGG-19, slimming": ("vgg19", {}, lambda graph: Slimming(1e-4)),
     "VGG-16, width 0.25, slimming": ("vgg16", {"width": 0.25}, lambda graph: Slimming(1e-4)),

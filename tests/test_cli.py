@@ -254,7 +254,7 @@ def test_evaluating_what_is_no_run_is_refused(tmp_path):
         ([], "run is missing; give run=..."),
         (
             ["run=x", "fromat=json"],
-            "fromat: unknown key; known here: format, run, fidelity, device",
+            "fromat: unknown key; known here: format, run, components, fidelity",
         ),
         (["run=x", "fidelity=0,1"], "must be a list of numbers in (0, 1], such as [0.5,0.75]"),
     ):

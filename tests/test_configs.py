@@ -7,6 +7,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from chanprune.components import KINDS, find, names_of
 from chanprune.config.cli import config_dir
 from chanprune.config.schema import SECTIONS, validate
 from chanprune.data import DATASETS
@@ -30,8 +31,46 @@ def test_there_are_as_many_choices_as_names():
     stems = {g: {path.stem for path in CHOICES if path.parts[0] == g} for g in GROUPS}
     assert stems["method"] == set(METHODS) and stems["dataset"] == set(DATASETS)
     forms = {"densenet40_bottleneck", "densenet100_bottleneck", "densenet100_bc"}
-    assert stems["model"] == {*MODELS, *forms, "torchvision", "timm", "compact"} - {"densenet100"}
+    assert stems["model"] == {*MODELS, *forms, "compact"} - {"densenet100"}
     assert len([path for path in CHOICES if path.parts[0] == "experiment"]) == 85
+
+
+@pytest.mark.parametrize("path", [p for p in CHOICES if p.parts[0] in KINDS], ids=str)
+def test_a_file_agrees_with_the_signature(path):
+    """What a file of a component's own name says is the default; a file of another name differs."""
+    kind, name = path.parts[0], path.stem
+    values = OmegaConf.to_container(OmegaConf.load(config_dir() / path))
+    values = values if "name" in values else values[kind]
+    component = find(kind, values.get("library", values["name"]))
+    if name == "compact":
+        return
+    stated = {key: value for key, value in values.items() if key in component.options}
+    defaults = {key: component.options[key].default for key in stated}
+    required = {key for key in stated if component.options[key].is_required}
+    assert {key for key in stated if stated[key] == "???"} == required
+    if name in component.names:
+        assert {**stated, **dict.fromkeys(required)} == defaults
+    else:
+        assert all(stated[key] != defaults[key] for key in stated)
+
+
+def test_a_run_records_what_its_files_leave_out():
+    config = composed("dataset=cifar10", "model=densenet40_bottleneck", "method=cucb")
+    assert "val_share" not in config["dataset"] and "growth" not in config["model"]
+    checked = validate(config)
+    assert checked["dataset"]["val_share"] == 0.1 and checked["model"]["growth"] == 12
+    for kind in KINDS:
+        component = find(kind, checked[kind]["name"])
+        assert checked[kind].keys() == {"name", *component.options}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_option_of_a_component_has_a_line_of_help(kind):
+    for name in names_of(kind):
+        component = find(kind, name)
+        assert component.about
+        for key, option in component.options.items():
+            assert option.help.endswith("."), (name, key)
 
 
 @pytest.mark.parametrize("path", CHOICES, ids=str)
@@ -98,7 +137,7 @@ def test_every_option_is_explained():
     text = (config_dir() / "config.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
     for section in ("run", "prune"):
-        assert set(values[section]) == set(SECTIONS[section][0].model_fields)
+        assert set(values[section]) == set(SECTIONS[section].model_fields)
         for key in values[section]:
             line = next(x for x in text.splitlines() if x.strip().startswith(f"{key}:"))
             assert "#" in line, line

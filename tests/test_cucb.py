@@ -12,16 +12,9 @@ from torch import nn
 
 import chanprune
 from chanprune.channels import Bank, count, trace
-from chanprune.methods import (
-    METHODS,
-    Cucb,
-    FixedRandom,
-    PruneOptions,
-    RandomEveryStep,
-    Setting,
-    Step,
-)
-from chanprune.methods.cucb import Arms, bonus, normalised
+from chanprune.methods import METHODS, PruneOptions, Setting, Step
+from chanprune.methods.cucb import Arms, Cucb, bonus, normalised
+from chanprune.methods.random_channels import FixedRandom, RandomEveryStep
 from chanprune.models import build_skeleton
 from chanprune.pipeline.prepare import prepare
 from chanprune.processes.errors import UserError

@@ -8,8 +8,9 @@ from torch import nn
 
 import chanprune
 from chanprune.channels import fidelity_groups, trace
-from chanprune.methods import IncompleteDotProducts, MultiFidelity, Setting, Step
-from chanprune.methods.idp import coefficients_of
+from chanprune.methods import Setting, Step
+from chanprune.methods.idp import IncompleteDotProducts, coefficients_of
+from chanprune.methods.multi_fidelity import MultiFidelity
 from chanprune.models import build
 from chanprune.pipeline.evaluation import evaluate_run
 from chanprune.processes.errors import UserError

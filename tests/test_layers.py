@@ -10,23 +10,25 @@ ALLOWED = {
     "processes": {"channels"},
     "files": {"processes"},
     "channels": set(),
+    "components": {"processes"},
     "records": {"processes", "files"},
     "show": {"processes", "files", "channels", "records"},
     "rewiring": {"channels", "show"},
-    "models": {"processes", "channels"},
-    "data": {"processes", "files", "channels"},
-    "methods": {"processes", "channels", "rewiring", "show"},
+    "models": {"processes", "channels", "components"},
+    "data": {"processes", "files", "channels", "components"},
+    "methods": {"processes", "channels", "components", "rewiring", "show"},
     "pipeline": {
-        *("processes", "files", "channels", "rewiring", "models", "data", "methods"),
-        *("records", "show"),
+        *("processes", "files", "channels", "components", "rewiring", "models", "data"),
+        *("methods", "records", "show"),
     },
-    "config": {"processes", "files", "channels", "models", "methods", "records"},
+    "config": {"processes", "files", "channels", "components", "models", "methods", "records"},
     "papers": {
-        *("processes", "files", "channels", "models", "data", "methods", "pipeline", "config"),
+        *("processes", "files", "channels", "components", "models", "data", "methods"),
+        *("pipeline", "config"),
     },
 }
 HYDRA = {"hydra", "omegaconf"}
-SCHEMAS = {"config", "records"}
+SCHEMAS = {"config", "records", "components"}
 
 
 def imports(path: Path) -> set[str]:

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 import chanprune
 from chanprune.channels import count, trace
-from chanprune.methods import LearnedGroups, Setting, Step
-from chanprune.methods.lgc import group_lasso_gradient, most_important
+from chanprune.methods import Setting, Step
+from chanprune.methods.lgc import LearnedGroups, group_lasso_gradient, most_important
 from chanprune.models import build
 from chanprune.pipeline.prepare import prepare
 from chanprune.processes.errors import UserError

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from chanprune.channels import select_global, taylor_scores, trace
-from chanprune.methods import METHODS, Plain, PruneOptions, Setting, Slimming, Step
+from chanprune.methods import METHODS, Plain, PruneOptions, Setting, Step
 from chanprune.methods.scales import remarks_on_cut, scaled_norms
+from chanprune.methods.slimming import Slimming
 from chanprune.pipeline.optimiser import (
     TrainOptions,
     make_optimiser,
@@ -178,7 +179,7 @@ def test_travel_and_weight_are_two_names_of_one_thing():
     short = Slimming().before_training(model, graph, Setting(lr_travel=100.0))
     assert short["sparsity_weight"] == 0.01
     with pytest.raises(ValueError, match="not both"):
-        Slimming(sparsity_weight=1e-4, travel=1.0)
+        Slimming(1e-4, travel=1.0).before_training(model, graph, Setting(lr_travel=100.0))
 
 
 def test_the_smallest_scales_go():

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from chanprune.channels import UnsupportedNetwork, trace
 from chanprune.config.schema import validate
-from chanprune.models import MODELS
+from chanprune.models import vgg
 from chanprune.pipeline.prepare import prepare
 from chanprune.processes.errors import UserError
 from tests.networks import Residual
@@ -66,15 +66,19 @@ class Auxiliary(Mixing):
         return (logits, logits) if self.training else logits
 
 
+def built(network):
+    return lambda name, width, **options: network(**options)
+
+
 def test_the_compaction_is_rehearsed(monkeypatch):
-    monkeypatch.setitem(MODELS, "vgg11", lambda width, **options: Mixing(**options))
+    monkeypatch.setattr(vgg, "build_vgg", built(Mixing))
     with pytest.raises(UserError, match="vgg11: compact and masked network differ"):
         prepared("method=l1norm")
     prepared("method=none")
 
 
 def test_outputs_besides_the_logits_are_refused(monkeypatch):
-    monkeypatch.setitem(MODELS, "vgg11", lambda width, **options: Auxiliary(**options))
+    monkeypatch.setattr(vgg, "build_vgg", built(Auxiliary))
     for method in ("l1norm", "none"):
         with pytest.raises(UserError, match=r"puts out tuple in train mode, not \(\d+, 10\)"):
             prepared(f"method={method}")

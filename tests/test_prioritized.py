@@ -21,8 +21,10 @@ from chanprune.channels import (
     trace,
 )
 from chanprune.channels.operations import BATCH_NORMS
-from chanprune.methods import MultiFidelity, Prioritized, PruneOptions, Setting, Step
+from chanprune.methods import PruneOptions, Setting, Step
+from chanprune.methods.multi_fidelity import MultiFidelity
 from chanprune.methods.prioritized import (
+    Prioritized,
     decreasing_scales,
     monotonicity_gradient,
     monotonicity_penalty,

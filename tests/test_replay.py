@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from chanprune.channels import Bank, Plan, trace
-from chanprune.methods import METHODS, MultiFidelity, Setting, Step
+from chanprune.methods import METHODS, Setting, Step
+from chanprune.methods.multi_fidelity import MultiFidelity
 from chanprune.models import build
 from chanprune.pipeline.cost import Cost
 from chanprune.pipeline.optimiser import make_optimiser

@@ -19,7 +19,8 @@ from chanprune.channels import (
     trace,
 )
 from chanprune.channels.slicing import gather
-from chanprune.methods import SelectiveConvolution, Setting, Step
+from chanprune.methods import Setting, Step
+from chanprune.methods.selectconv import SelectiveConvolution
 from chanprune.models import build
 from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.prepare import prepare

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,21 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from chanprune.config import sweep
-from chanprune.config.schema import OPTIONAL_PATHS, PATHS, SECTIONS, did_you_mean, not_a_section
+from chanprune.config import help, sweep
+from chanprune.config.arguments import OVERRIDE, SWEEP_DIR, all_checked, as_text
+from chanprune.config.composing import (
+    TRUST,
+    composing,
+    hydra_errors,
+    plain,
+    refuse_what_runs_code,
+)
 from chanprune.files.digest import digest
-from chanprune.files.reading import text_of, yaml_of
 from chanprune.processes import ranks
 from chanprune.processes.errors import SIGNALS, Interrupted, RunError, UserError, one_line
 
@@ -37,11 +34,7 @@ Task = Callable[[dict[str, Any]], Mapping[str, str] | None]
 Check = Callable[[dict[str, Any]], Path]
 QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
 QUIET += ["hydra/hydra_logging=none", "hydra.sweep.subdir=."]
-SWEEP_DIR = "hydra.sweep.dir"
-TRUST = "--trust-config"
 NOT_TAKEN = {"--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun"}
-OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w./@]*)=(.*)", re.DOTALL)
-OPTIONAL = {"experiment"}
 
 
 def config_dir() -> Path:
@@ -69,20 +62,23 @@ def main(config_name: str, task: Task, check: Check | None = None) -> None:
 
 
 def _compose_and_run(config_name: str, task: Task, check: Check | None) -> None:
-    folders = _config_folders(sys.argv[1:])
+    folders = config_folders(sys.argv[1:])
     trusted = TRUST in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != TRUST]
     settings = [argument for argument in sys.argv[1:] if OVERRIDE.fullmatch(argument)]
     deletions = [argument for argument in sys.argv[1:] if argument.startswith("~")]
     flags = [a for a in sys.argv[1:] if a not in {*settings, *deletions}]
     sweeps = _are_sweep(flags) or any(a.startswith("hydra.mode=") for a in settings)
-    overrides = [_checked(a, folders, sweeps) for a in settings if not _is_unset(a)]
+    overrides = all_checked(settings, folders, sweeps)
+    kinds = help.chosen_kinds(overrides) if {"--help", "-h"}.intersection(flags) else []
+    if kinds:
+        print(_help_on(kinds, config_name, overrides, folders))
+        return
     sys.argv[1:] = [*QUIET, *overrides, *deletions, *flags]
-    if len(folders) > 1 and not trusted:
-        with _hydra_errors():
-            _refuse_what_runs_code(config_name, folders, [*overrides, *deletions])
+    if not trusted:
+        refuse_what_runs_code(config_name, folders, [*overrides, *deletions])
     if sweeps:
-        with _sweep_folder(overrides, check) as folder, _hydra_errors():
+        with _sweep_folder(overrides, check) as folder, hydra_errors():
             _sweep(config_name, task, check, [*overrides, *deletions], folders, folder)
         return
     failure: list[BaseException] = []
@@ -90,18 +86,25 @@ def _compose_and_run(config_name: str, task: Task, check: Check | None) -> None:
     def job(config: DictConfig) -> None:
         """Run the task; Hydra must not see its errors, which it would report in its own way."""
         try:
-            task(_plain(config))
+            task(plain(config))
         except (Exception, KeyboardInterrupt) as error:
             failure.append(error)
 
-    with _hydra_errors():
+    with hydra_errors():
         _call_hydra(config_name, job)
     if failure:
         raise failure[0]
 
 
-def checked(arguments: Sequence[str], sweeps: bool = True) -> list[str]:
+def checked(
+    arguments: Sequence[str], sweeps: bool = True, folders: Sequence[Path] = ()
+) -> list[str]:
     """Check arguments KEY=VALUE, of which some may leave a choice if it `sweeps`.
+
+    Args:
+        arguments: The arguments.
+        sweeps: Whether a value may be several.
+        folders: Of the configuration files, see `config_folders`.
 
     Raises:
         UserError: One of them cannot be.
@@ -109,82 +112,29 @@ def checked(arguments: Sequence[str], sweeps: bool = True) -> list[str]:
     for argument in arguments:
         if not OVERRIDE.fullmatch(argument):
             raise UserError(f"{argument}: must be KEY=VALUE; --help shows examples")
-    return [_checked(a, [config_dir()], sweeps) for a in arguments if not _is_unset(a)]
+    return all_checked(arguments, folders or [config_dir()], sweeps)
 
 
-def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def composed(
+    config_name: str, overrides: Sequence[str], folders: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Compose a configuration; raises UserError."""
-    with _hydra_errors(), hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return _plain(hydra.compose(config_name, list(overrides)))
+    with hydra_errors(), composing(folders or [config_dir()]):
+        return plain(hydra.compose(config_name, list(overrides)))
 
 
-@contextlib.contextmanager
-def _composing(folders: Sequence[Path]) -> Iterator[None]:
-    """Let Hydra compose from our folder of configuration files, and from a user's behind it."""
-    with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
-        search = create_config_search_path(str(folders[0]))
-        for folder in folders[1:]:
-            place = f"file://{folder.absolute()}"
-            search.prepend("command-line", place, SearchPathQuery(provider="schema"))
-        GlobalHydra.instance().clear()
-        Hydra.create_main_hydra2("chanprune", search)
-        yield
-
-
-def _refuse_what_runs_code(
-    config_name: str, folders: Sequence[Path], overrides: Sequence[str]
-) -> None:
-    """Refuse a user's folder if it changes how Hydra itself works, by which it runs any code.
-
-    Raises:
-        UserError: A job would be configured otherwise for Hydra than the command line asks for.
-    """
-    with _composing(folders):
-        jobs = sweep.expand(overrides)
-        parts = [_hydra_part(config_name, job.overrides) for job in jobs]
-    with _composing(folders[:1]):
-        for job, part in zip(jobs, parts, strict=True):
-            asked = [o for o in job.overrides if o.lstrip("+~").startswith("hydra")]
-            try:
-                expected = _hydra_part(config_name, asked)
-            except HydraException:
-                expected = {}
-            for key in part:
-                if part[key] != expected.get(key):
-                    raise UserError(
-                        f"the files in --config-dir={folders[1]} set hydra.{key}, and by that they "
-                        f"can run any code; give {TRUST} too if you know who wrote them"
-                    )
-
-
-def _hydra_part(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return what Hydra's own part of a configuration says, but for the names of the job."""
-    config = hydra.compose(config_name, list(overrides), return_hydra_config=True)
-    values: Any = OmegaConf.to_container(config.hydra, resolve=False)
-    job = {key: values["job"][key] for key in ("chdir", "env_set", "env_copy")}
-    return {**{k: v for k, v in values.items() if k not in {"runtime", "overrides"}}, "job": job}
+def _help_on(
+    kinds: Sequence[str], config_name: str, overrides: Sequence[str], folders: Sequence[Path]
+) -> str:
+    """Say what the components of some kinds are that a command line chooses."""
+    with hydra_errors(), composing(folders):
+        config = hydra.compose(config_name, list(overrides))
+    values: Any = OmegaConf.to_container(config)
+    return "\n\n".join(help.describe(kind, values[kind]) for kind in kinds)
 
 
 def _call_hydra(config_name: str, job: Callable[[DictConfig], None]) -> None:
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
-
-
-@contextlib.contextmanager
-def _hydra_errors() -> Iterator[None]:
-    """Turn Hydra's errors into one line."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{mark.name}:{mark.line + 1}" if mark else "a configuration file"
-        raise UserError(f"{where}: {error.problem}") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(str(error).strip().splitlines()[0]) from error
-    finally:
-        if before is None:
-            del os.environ["HYDRA_FULL_ERROR"]
 
 
 @contextlib.contextmanager
@@ -212,13 +162,13 @@ def _sweep(
     folder: Path,
 ) -> None:
     """Check all jobs, launch them, and tell how they ended."""
-    with _composing(folders):
+    with composing(folders):
         jobs = sweep.expand(overrides)
         if check is not None:
             sweep.check_jobs(jobs, config_name, partial(_on_plain, check))
     try:
         sweep.forget_outcomes(folder)
-        sys.argv.insert(1, _as_text(SWEEP_DIR, str(folder)))
+        sys.argv.insert(1, as_text(SWEEP_DIR, str(folder)))
         _call_hydra(config_name, sweep.KeepOutcome(partial(_on_plain, task), folder.resolve()))
     except SystemExit as leaving:
         if leaving.code in {128 + number for number in SIGNALS}:
@@ -235,22 +185,7 @@ def _sweep(
 
 
 def _on_plain(function: Callable[[dict[str, Any]], Any], config: DictConfig) -> Any:
-    return function(_plain(config))
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    is_experiment = SECTIONS.keys() <= config.keys()
-    for section in SECTIONS if is_experiment else ():
-        if not OmegaConf.is_dict(config[section]):
-            raise not_a_section(section, config[section])
-    try:
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key} is missing; give {error.full_key}=...") from error
-    except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from error
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return function(plain(config))
 
 
 def _are_sweep(flags: list[str]) -> bool:
@@ -272,77 +207,7 @@ def _are_sweep(flags: list[str]) -> bool:
     return bool(asked.multirun)
 
 
-def _is_unset(argument: str) -> bool:
-    """Tell whether an optional choice is given as null, which Hydra cannot read."""
-    key, _, value = argument.lstrip("+").partition("=")
-    return key in OPTIONAL and value in {"", "null"}
-
-
-def _checked(argument: str, folders: list[Path], sweeps: bool) -> str:
-    """Check one KEY=VALUE; let a key that Hydra does not know pass on to the schema."""
-    argument = _quoted(argument, sweeps)
-    _, key, value = re.fullmatch(OVERRIDE, argument).groups()  # type: ignore[union-attr]
-    try:
-        parsed = OverridesParser.create().parse_override(argument)
-    except HydraException as error:
-        raise UserError(f"{argument}: cannot be parsed; does it need quotes?") from error
-    if parsed.is_sweep_override() and not sweeps:
-        raise UserError(f"{argument}: several values are several runs, which need the flag -m")
-    groups = [folder / key for folder in folders if (folder / key).is_dir()]
-    if not groups:
-        return argument if key.startswith("hydra") else f"++{key}={value}"
-    known = sorted(
-        path.relative_to(group).with_suffix("").as_posix()
-        for group in groups
-        for path in group.rglob("*.yaml")
-    )
-    for choice in value.split(",") if sweeps else [value]:
-        is_name = re.fullmatch(r"[\w./-]*", choice) or not sweeps
-        if is_name and choice not in known:
-            listed = ", ".join(known)
-            hint = did_you_mean(choice, known)
-            raise UserError(f"{key}={choice}: no such choice; choose from: {listed}{hint}")
-        for group in groups[1:]:
-            _check_file(key, group / f"{choice}.yaml")
-    return f"{key}={value}"
-
-
-def _check_file(key: str, path: Path) -> None:
-    """Refuse a user's configuration file that Hydra would not read as it is meant."""
-    if not path.exists():
-        return
-    try:
-        yaml_of(path)
-        text = text_of(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from error
-    if text.startswith("\ufeff"):
-        raise UserError(f"{path} begins with a byte-order mark; save it as UTF-8 without one")
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    if key in OPTIONAL and not re.fullmatch(r"#\s*@package\s+_global_", first):
-        raise UserError(f"{path}: its first line must be `# @package _global_`, not {first!r}")
-
-
-def _quoted(argument: str, sweeps: bool) -> str:
-    """Quote the value of an option that is a path, so that Hydra takes it as it stands.
-
-    In a sweep, commas part several values; a path that has one needs quotes there.
-    """
-    plus, key, value = re.fullmatch(OVERRIDE, argument).groups()  # type: ignore[union-attr]
-    is_null = key in OPTIONAL_PATHS and value in {"", "null"}
-    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    is_path = key in PATHS | OPTIONAL_PATHS | {SWEEP_DIR}
-    if not is_path or is_null or is_quoted or (sweeps and "," in value):
-        return argument
-    return _as_text(f"{plus}{key}", value)
-
-
-def _as_text(key: str, value: str) -> str:
-    """Write KEY=VALUE so that Hydra takes the value as it stands."""
-    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
-
-
-def _config_folders(arguments: list[str]) -> list[Path]:
+def config_folders(arguments: Sequence[str]) -> list[Path]:
     """List our configuration folder, and the one that --config-dir adds."""
     folders = [config_dir()]
     for argument, following in pairwise([*arguments, ""]):

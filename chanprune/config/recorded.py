@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from chanprune import components
 from chanprune.config.schema import validate
 from chanprune.processes.errors import UserError
-from chanprune.records.run_dir import recorded_config
+from chanprune.records.run_dir import made_with, recorded_config
 
 NOT_RECORDED: dict[str, Any] = {
     "run": {"dir": None, "overwrite": False},
     "cache": {"dir": "outputs/cache", "enabled": True},
+    "components": None,
     "resume": None,
     "control": None,
     "control_of": None,
@@ -28,7 +30,13 @@ def checked_config(run_dir: Path) -> dict[str, Any] | None:
     if recorded is None:
         return None
     try:
-        config = validate({**recorded, **NOT_RECORDED})
+        config = validate({**recorded, **NOT_RECORDED, "components": components.in_use()})
     except UserError as error:
+        needed = made_with(run_dir)
+        if needed and needed != components.in_use():
+            raise UserError(
+                f"{run_dir} holds a run that was made with components={needed}; give that too, if "
+                "you know what is in it"
+            ) from error
         raise UserError(f"{run_dir / 'config.yaml'}: {error}") from error
     return {key: value for key, value in config.items() if key not in NOT_RECORDED}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from chanprune.data import digits, imagefolder
+from chanprune.components import Registry
 from chanprune.data.batches import (
     MemoryBatches,
     StreamBatches,
@@ -13,15 +12,10 @@ from chanprune.data.batches import (
     sample_batches,
     train_batches,
 )
-from chanprune.data.dataset import Dataset, DatasetInfo, Options, SplitName
-from chanprune.data.torchvision_sets import TORCHVISION_SETS
+from chanprune.data.dataset import Dataset, DatasetInfo, FileLoader, Loader, SplitName, assemble
+from chanprune.data.source import MemorySource
 
-_LOADERS: dict[str, tuple[Callable[[Options], DatasetInfo], Callable[[Options, int], Dataset]]] = {
-    "digits": (digits.describe, digits.load),
-    "imagefolder": (imagefolder.describe, imagefolder.load),
-    **{name: (each.describe, each.load) for name, each in TORCHVISION_SETS.items()},
-}
-DATASETS = tuple(_LOADERS)
+DATASETS = Registry("dataset")
 
 
 def describe(name: str, **options: Any) -> DatasetInfo:
@@ -29,9 +23,10 @@ def describe(name: str, **options: Any) -> DatasetInfo:
 
     Args:
         name: One of `DATASETS`.
-        options: See `Options`.
+        options: See `Loader`.
     """
-    return _LOADERS[name][0](Options(**options))
+    info: DatasetInfo = DATASETS[name](**options).describe()
+    return info
 
 
 def load(name: str, *, seed: int, **options: Any) -> Dataset:
@@ -40,22 +35,26 @@ def load(name: str, *, seed: int, **options: Any) -> Dataset:
     Args:
         name: One of `DATASETS`.
         seed: Decides what is held out for validation.
-        options: See `Options`.
+        options: See `Loader`.
 
     Raises:
         UserError: The data is not there, cannot be downloaded, or is damaged.
     """
-    return _LOADERS[name][1](Options(**options), seed)
+    dataset: Dataset = DATASETS[name](**options).load(seed)
+    return dataset
 
 
 __all__ = [
     "DATASETS",
     "Dataset",
     "DatasetInfo",
+    "FileLoader",
+    "Loader",
     "MemoryBatches",
-    "Options",
+    "MemorySource",
     "SplitName",
     "StreamBatches",
+    "assemble",
     "describe",
     "eval_batches",
     "load",

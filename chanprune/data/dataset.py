@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
+from chanprune.components import CountOrZero, FilePath, Ge, Gt, Le, Lt, PartOrAll
 from chanprune.data.source import MemorySource, Source, stratified, stratified_split
 from chanprune.files.digest import digest
 
 STREAM_SAMPLE = 10_000
 SplitName = Literal["train", "val", "test"]
+Pixels = Annotated[int, Ge(1), Le(8192)]
+Border = Annotated[int, Ge(0), Le(1024)]
 
 
 @dataclass(frozen=True)
@@ -22,29 +25,54 @@ class DatasetInfo:
     class_names: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What every data set takes.
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """How a data set is described and loaded: its options. A data set is a subclass.
 
     Attributes:
-        root: Where files are looked for, and downloaded to; an image folder's directory or archive.
-        image_size: Height and width in pixels; None for the native size.
-        val_share: Share of the training set that is held out for validation, in [0, 1).
-        share: Share of the images of every split that is used, of each class alike, in (0, 1].
-        memory_limit: Bytes of uint8 images up to which everything lives in memory, on the device.
-        workers: Processes that read images beyond the limit.
-        pad: Pixels of zeros around an image from which a random crop is taken; 0 for none.
-        flip: Whether half of the images are mirrored.
+        image_size: Height and width in pixels; null: the size that the data set has here.
+        val_share: Share of the training set that is held out to choose epochs; the test set
+            chooses nothing.
+        share: Share of the images of every split that is used, by class; less for a quick look.
+        memory_limit: Bytes of images that are kept in memory; beyond, they are streamed.
+        workers: Processes that stream.
+        pad: Random crops are taken from the image with so many pixels of zeros around it.
+        flip: Half of the images are mirrored.
     """
 
-    image_size: int | None = None
-    val_share: float = 0.1
-    share: float = 1.0
-    memory_limit: int = 2**31
-    workers: int = 2
-    pad: int = 4
+    image_size: Pixels | None = None
+    val_share: Annotated[float, Gt(0), Lt(1)] = 0.1
+    share: PartOrAll = 1.0
+    memory_limit: CountOrZero = 2**31
+    workers: Annotated[int, Ge(0), Le(256)] = 2
+    pad: Border = 4
     flip: bool = True
-    root: str = "data"
+
+    def describe(self) -> DatasetInfo:
+        """Describe the data set without reading all of its images."""
+        raise NotImplementedError
+
+    def load(self, seed: int) -> Dataset:
+        """Load the data set, see `assemble`.
+
+        Args:
+            seed: Decides what is held out for validation.
+
+        Raises:
+            UserError: Its files are neither there nor to be had, or damaged.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileLoader(Loader):
+    """The same of a data set that lies in files.
+
+    Attributes:
+        root: Where the files are, or are downloaded to.
+    """
+
+    root: FilePath = "data"
 
 
 @dataclass(frozen=True)
@@ -67,7 +95,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     splits: dict[SplitName, Source]
-    options: Options
+    options: Loader
     streams: bool
     notes: tuple[str, ...] = ()
 
@@ -99,7 +127,7 @@ def assemble(
     info: DatasetInfo,
     train: Source,
     test: Source,
-    options: Options,
+    options: Loader,
     seed: int,
     val: Source | None = None,
 ) -> Dataset:

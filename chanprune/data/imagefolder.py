@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from chanprune.components import FilePath, dataset
 from chanprune.data.archive import Archive
-from chanprune.data.dataset import Dataset, DatasetInfo, Options, assemble
+from chanprune.data.dataset import Dataset, DatasetInfo, FileLoader, assemble
 from chanprune.data.folder_index import FolderIndex, index_of
 from chanprune.data.image import fit, pixels
 from chanprune.data.source import MemorySource
@@ -75,37 +76,49 @@ class FileSource:
         ).hexdigest()
 
 
-def describe(options: Options) -> DatasetInfo:
-    """Describe the data set from its index and its first image; raises as `load` does."""
-    archive = Archive(Path(options.root))
-    return _info(archive, index_of(archive), options)
+@dataset("imagefolder")
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(FileLoader):
+    """A folder or archive; an error of `load` may come from `describe`, which reads the index.
 
-
-def load(options: Options, seed: int) -> Dataset:
-    """Load an image folder.
-
-    Raises:
-        UserError: It does not exist, is damaged, lacks a split, has an empty class, classes that
-            differ between splits, or an image that cannot be read.
+    Attributes:
+        root: The directory or archive; it is not unpacked.
+        image_size: Height and width in pixels; null: that of the images, which must be square.
+        val_share: Share of train that is held out where there is no val; the test set chooses
+            nothing.
     """
-    archive = Archive(Path(options.root))
-    index = index_of(archive)
-    info = _info(archive, index, options)
-    sources = {}
-    for split, classes in index.splits.items():
-        members = [m for name in info.class_names for m in classes[name]]
-        labels = [k for k, name in enumerate(info.class_names) for _ in classes[name]]
-        resizes = options.image_size is not None
-        sources[split] = FileSource(
-            archive, members, torch.tensor(labels), info.input_shape[1], resizes
-        )
-    name = Path(options.root).name
-    train, test, val = sources["train"], sources["test"], sources.get("val")
-    return replace(assemble(name, info, train, test, options, seed, val), notes=index.notes)
+
+    root: FilePath
+
+    def describe(self) -> DatasetInfo:
+        """Describe the data set from its index and its first image; raises as `load` does."""
+        archive = Archive(Path(self.root))
+        return _info(archive, index_of(archive), self.image_size)
+
+    def load(self, seed: int) -> Dataset:
+        """Load an image folder.
+
+        Raises:
+            UserError: It does not exist, is damaged, lacks a split, has an empty class, classes
+                that differ between splits, or an image that cannot be read.
+        """
+        archive = Archive(Path(self.root))
+        index = index_of(archive)
+        info = _info(archive, index, self.image_size)
+        sources = {}
+        for split, classes in index.splits.items():
+            members = [m for name in info.class_names for m in classes[name]]
+            labels = [k for k, name in enumerate(info.class_names) for _ in classes[name]]
+            resizes = self.image_size is not None
+            sources[split] = FileSource(
+                archive, members, torch.tensor(labels), info.input_shape[1], resizes
+            )
+        name = Path(self.root).name
+        train, test, val = sources["train"], sources["test"], sources.get("val")
+        return replace(assemble(name, info, train, test, self, seed, val), notes=index.notes)
 
 
-def _info(archive: Archive, index: FolderIndex, options: Options) -> DatasetInfo:
-    size = options.image_size
+def _info(archive: Archive, index: FolderIndex, size: int | None) -> DatasetInfo:
     if size is None:
         first = next(iter(index.splits["train"].values()))[0]
         image = _read(archive, first)

@@ -18,6 +18,7 @@ from chanprune.channels import (
     select_global,
     select_widths,
 )
+from chanprune.components import method
 from chanprune.show.charts import Chart
 
 TrainingImages = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
@@ -140,6 +141,7 @@ class Method:
         score: What `select_channels` ranks channels by, for pictures.
         percentages: Those of its metrics that are shares, in [0, 1].
         levels: Fidelity levels, in (0, 1], that the product is measured at.
+        passes: Rounds of training, pruning and fine-tuning.
         level_statistics: Number of training images from which every level's own batch-norm
             statistics are estimated at the end; 0 if the levels share the whole network's.
         advice: What the user should know of the options, once `before_training` has seen them.
@@ -158,6 +160,7 @@ class Method:
     score = "|batch-norm scale|"
     percentages: tuple[str, ...] = ()
     levels: tuple[float, ...] = (1.0,)
+    passes = 1
     level_statistics = 0
     advice = ""
     remarks: tuple[str, ...] = ()
@@ -296,6 +299,7 @@ class Method:
         """Take up where `state_dict` left off."""
 
 
+@method("none")
 class Plain(Method):
     """Plain training of the whole network."""
 

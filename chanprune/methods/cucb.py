@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph
+from chanprune.components import CountOrZero, NotNegative, method
 from chanprune.methods.base import Setting, Step
 from chanprune.methods.dynamic import DynamicChannels, Scores, ranks
 from chanprune.processes.errors import UserError
@@ -47,6 +48,7 @@ Statistic = Literal["mean", "ema"]
 Normalisation = Literal["l2", "max", "rms", "none"]
 
 
+@method("cucb")
 class Cucb(DynamicChannels):
     """Train the channels with the largest upper confidence bounds.
 
@@ -54,10 +56,11 @@ class Cucb(DynamicChannels):
         exploration: Factor on the bonus; 1 on the poster. Null scales it to the length of the run:
             the last bonus of an average channel is then a tenth of a typical saliency.
         explore: Steps of the random phase; null: 100, or 20 / active share if that is more.
-        scope: Whether channels compete in the whole network or within their group.
-        normalise: What saliencies are divided by, see `normalised`.
-        reduce: Absolute value of the mean over the batch, or mean of each image's absolute value.
-        statistic: Mean of all observations, or their exponential average (0.01 for the newest).
+        scope: Whether channels compete in the whole network ("global") or in their group ("layer").
+        normalise: Norm that the saliencies of a group are divided by, see `normalised`.
+        reduce: Absolute value of the mean over the "batch", or mean of each "example"'s.
+        statistic: "mean" of all observations, or "ema", their exponential average (0.01 for the
+            newest).
         dynamic: See `DynamicChannels`.
     """
 
@@ -65,8 +68,8 @@ class Cucb(DynamicChannels):
 
     def __init__(
         self,
-        exploration: float | None = 1.0,
-        explore: int | None = None,
+        exploration: NotNegative | None = 1.0,
+        explore: CountOrZero | None = None,
         scope: Literal["global", "layer"] = "global",
         normalise: Normalisation = "l2",
         reduce: Literal["batch", "example"] = "batch",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Cut, Plan, Selection
+from chanprune.components import CountOrZero, ShareOrAll
 from chanprune.methods.base import Method, PruneOptions, Setting, Step, select
 from chanprune.processes.errors import UserError
 from chanprune.show.charts import Chart, SharesByEpoch, of_kind
@@ -41,9 +42,9 @@ class DynamicChannels(Method):
 
     def __init__(
         self,
-        every: int = 1,
-        freeze: float = 1.0,
-        floor: float = 0.5,
+        every: CountOrZero = 1,
+        freeze: ShareOrAll = 1.0,
+        floor: ShareOrAll = 0.5,
         momentum: Literal["keep", "reset"] = "keep",
     ):
         self.every = every

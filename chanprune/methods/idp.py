@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from chanprune.channels import ChannelGraph, fidelity_groups
+from chanprune.components import Levels, method
 from chanprune.methods.base import Setting
 from chanprune.methods.multi_fidelity import Coefficients, Leveled
 from chanprune.processes.errors import UserError
@@ -33,18 +34,26 @@ from chanprune.processes.errors import UserError
 Profile = Literal["all_one", "linear", "harmonic", "half_exponential"]
 
 
+@method("idp")
 class IncompleteDotProducts(Leveled):
     """Train with falling coefficients; then at several levels.
 
     Args:
         profile: How the coefficients fall, see `coefficients_of`.
-        fidelity: See `Leveled`; with the level 1 alone there is no fine-tuning.
+        levels: Shares of the channels that are fine-tuned together, in (0, 1]; with the level 1
+            alone there is no fine-tuning.
+        fidelity: See `Leveled`.
     """
 
     repeats = True
 
-    def __init__(self, profile: Profile = "linear", **fidelity: Any):
-        super().__init__(**fidelity)
+    def __init__(
+        self,
+        profile: Profile = "linear",
+        levels: Levels = (0.25, 0.5, 0.75, 1.0),
+        **fidelity: Any,
+    ):
+        super().__init__(levels, **fidelity)
         self.profile: Profile = profile
 
     def before_training(

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, ChannelGroup, Selection, filter_scores
+from chanprune.components import Share, method
 from chanprune.methods.base import Method, PruneOptions, Setting, select
 from chanprune.processes.errors import UserError
 
 
+@method("l1norm")
 class L1Norm(Method):
     """Drop the filters with the smallest L1 norm, a given share of each channel group.
 
@@ -37,8 +39,8 @@ class L1Norm(Method):
     trains_as = "nothing but the loss"
     score = "L1 norm of filters"
 
-    def __init__(self, shares: Mapping[str, float] | None = None):
-        self.shares = dict(shares or {})
+    def __init__(self, shares: Mapping[str, Share] = {}):
+        self.shares = dict(shares)
 
     def before_training(
         self, model: nn.Module, graph: ChannelGraph, setting: Setting
@@ -86,6 +88,7 @@ class L1Norm(Method):
         return min(group.size, math.ceil(max(width, floor) / unit) * unit)
 
 
+@method("random")
 class RandomOnce(L1Norm):
     """Drop random channels: what a criterion must be better than at the same widths."""
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph
+from chanprune.components import NotNegative, method
 from chanprune.methods.base import Conversion, Method, Setting, Step
 from chanprune.processes.errors import UserError
 from chanprune.show.charts import Chart, sorted_profiles
@@ -45,6 +46,7 @@ class Condensable(Protocol):
         """Return the tensors of the converted network."""
 
 
+@method("lgc")
 class LearnedGroups(Method):
     """Drop inputs of each group while training; convert the network at the end.
 
@@ -58,7 +60,7 @@ class LearnedGroups(Method):
     percentages = ("dropped_weights",)
     after_training = ("cut_classifier",)
 
-    def __init__(self, group_lasso: float = 0.0, cut_classifier: bool = True):
+    def __init__(self, group_lasso: NotNegative = 0.0, cut_classifier: bool = True):
         self.group_lasso = group_lasso
         self.cut_classifier = cut_classifier
         self.stage = 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch.func import functional_call
 
 from chanprune.channels import ChannelGraph, Fidelity, executed_macs, narrow, prefix_plan
 from chanprune.channels.operations import BATCH_NORMS
+from chanprune.components import CountOrZero, Levels
 from chanprune.methods.base import Method, Setting, Step
 
 BETWEEN = 2
@@ -59,22 +61,32 @@ class Leveled(Method):
     Args:
         levels: Shares of the channels that are fine-tuned together, in (0, 1]; 1 alone is ordinary
             fine-tuning.
-        sandwich: See `MultiFidelity`.
-        level_statistics: See `Method`.
+        sandwich: Each step trains the lowest level, the highest and two random ones, all but the
+            highest distilled from it.
+        level_statistics: Training images for each level's own batch-norm statistics; 0: shared.
     """
 
     after_training: tuple[str, ...] = ("levels", "sandwich", "level_statistics")
 
     def __init__(
         self,
-        levels: Sequence[float] = (1.0,),
+        levels: Levels = (1.0,),
         sandwich: bool = False,
-        level_statistics: int = 0,
+        level_statistics: CountOrZero = 0,
     ):
         self.levels = tuple(levels)
         self.sandwich = sandwich
         self.level_statistics = level_statistics
         self.coefficients = Coefficients({})
+
+    @staticmethod
+    def demands(method: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Refuse options that do not go together."""
+        levels = method["levels"]
+        if method["sandwich"] and len(levels) < 2:
+            raise ValueError(
+                f"method.sandwich=true needs several levels, not method.levels={levels}"
+            )
 
     def finetune_hooks(self, graph: ChannelGraph) -> Method | None:
         """Fine-tune all levels at once, if there are several."""

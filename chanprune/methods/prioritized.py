@@ -14,12 +14,14 @@ Adam at a rate of 5e-4.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Selection, scale_scores
+from chanprune.components import Levels, NotNegative, method
 from chanprune.methods.base import PruneOptions, Setting, Step, select
 from chanprune.methods.multi_fidelity import Leveled
 from chanprune.methods.scales import (
@@ -33,6 +35,7 @@ from chanprune.methods.scales import (
 NEARLY_ZERO = 0.05
 
 
+@method("prioritized")
 class Prioritized(Leveled):
     """Decreasing scales, sparsity and order while training; levels while fine-tuning.
 
@@ -42,10 +45,8 @@ class Prioritized(Leveled):
         monotonicity_weight: Weight of the penalty on rising scales (lambda_m in eq. 3); None takes
             the sparsity weight, as the paper does.
         decreasing: Let the scales start in decreasing order (eq. 1); False leaves them as they are.
+        levels: Shares of the channels that are fine-tuned together, in (0, 1].
         fidelity: See `Leveled`.
-
-    Raises:
-        ValueError: Both a weight and a travel are given.
     """
 
     prunes = True
@@ -54,21 +55,26 @@ class Prioritized(Leveled):
 
     def __init__(
         self,
-        sparsity_weight: float | None = None,
-        travel: float | None = None,
-        monotonicity_weight: float | None = None,
+        sparsity_weight: NotNegative | None = None,
+        travel: NotNegative | None = None,
+        monotonicity_weight: NotNegative | None = None,
         decreasing: bool = True,
+        levels: Levels = (0.25, 0.5, 0.75, 1.0),
         **fidelity: Any,
     ):
-        super().__init__(**fidelity)
-        if sparsity_weight is not None and travel is not None:
-            raise ValueError("give method.sparsity_weight or method.travel, not both")
+        super().__init__(levels, **fidelity)
         self._given = (sparsity_weight, travel)
         self._given_monotonicity = monotonicity_weight
         self._decreasing = decreasing
         self.sparsity_weight = 0.0
         self.monotonicity_weight = 0.0
         self.scales: list[nn.Parameter] = []
+
+    @staticmethod
+    def demands(method: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Refuse options that do not go together."""
+        if method["sparsity_weight"] is not None and method["travel"] is not None:
+            raise ValueError("give method.sparsity_weight or method.travel, not both")
 
     def before_training(
         self, model: nn.Module, graph: ChannelGraph, setting: Setting

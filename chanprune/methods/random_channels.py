@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from chanprune.components import ShareOrAll, method
 from chanprune.methods.base import Step
 from chanprune.methods.cucb import Cucb
 from chanprune.methods.dynamic import DynamicChannels, Scores
 
 
+@method("random_every_step")
 class RandomEveryStep(DynamicChannels):
     """Random channels at every choice, and at the end; equal shares of all groups."""
 
@@ -23,14 +23,18 @@ class RandomEveryStep(DynamicChannels):
         return self.random_ranks()
 
 
+@method("fixed_random")
 class FixedRandom(DynamicChannels):
     """One random choice before the first step: a small network, trained from its start.
 
     Equal shares of all groups, or the widths of another run (prune.widths).
+
+    Args:
+        floor: As for CUCB.
     """
 
-    def __init__(self, **options: Any):
-        super().__init__(freeze=0.0, **options)
+    def __init__(self, floor: ShareOrAll = 0.5):
+        super().__init__(freeze=0.0, floor=floor)
 
     def scores(self, step: Step) -> Scores:
         """Draw the one choice."""
@@ -45,6 +49,7 @@ class FixedRandom(DynamicChannels):
         return scores
 
 
+@method("final_random")
 class FinalRandom(Cucb):
     """Train as CUCB does; keep random channels at the end, equal shares of all groups."""
 

@@ -41,7 +41,12 @@ def penalty_weight(
         travel: As given.
         lr_travel: See `Setting`.
         start: Where scales start; the default travel is to it as the paper's is to 0.5.
+
+    Raises:
+        ValueError: Both are given.
     """
+    if weight is not None and travel is not None:
+        raise ValueError("give method.sparsity_weight or method.travel, not both")
     if weight is not None:
         return weight
     if travel is not None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Cut, Plan, Selection
 from chanprune.channels.selection import first_of
+from chanprune.components import Count, NotNegative, Share, ShareOrAll, method
 from chanprune.methods.base import Method, PruneOptions, Setting, Step
 from chanprune.processes.errors import UserError
 from chanprune.rewiring import (
@@ -44,6 +45,7 @@ from chanprune.rewiring.damage import shares
 from chanprune.show.charts import Chart
 
 
+@method("selectconv")
 class SelectiveConvolution(Method):
     """Release and re-allocate the inputs of convolutions.
 
@@ -58,10 +60,12 @@ class SelectiveConvolution(Method):
             are larger kernels).
         scope: Which convolutions have copies: "pointwise" ones (the authors' code), or "all"; the
             others release only.
-        order: In which inputs are released, see `released`.
-        moment: See `DamageOptions`.
-        taps: See `DamageOptions`.
-        padding: See `DamageOptions`.
+        order: In which inputs are released: by the "largest" share of any output's damage (code),
+            or by its "l2" norm (slides).
+        moment: "mean": expected change of an output (paper); "square": root of its expected square.
+        taps: Of a filter, "sum", or "absolute": taps of different sign do not cancel.
+        padding: "ignored", as the authors do, or "counted": taps that meet zeros at the border
+            count less.
         shift_decay: Weight decay of shifts.
     """
 
@@ -72,17 +76,17 @@ class SelectiveConvolution(Method):
     def __init__(
         self,
         realloc: bool = True,
-        threshold: float = 1e-3,
-        top: int = 3,
-        max_copies: int | None = None,
-        until: float = 0.5,
+        threshold: Share = 1e-3,
+        top: Count = 3,
+        max_copies: Count | None = None,
+        until: ShareOrAll = 0.5,
         shift: Literal["pre", "post"] = "pre",
         scope: Literal["pointwise", "all"] = "pointwise",
         order: Literal["largest", "l2"] = "largest",
         moment: Literal["mean", "square"] = "mean",
         taps: Literal["sum", "absolute"] = "sum",
         padding: Literal["ignored", "counted"] = "ignored",
-        shift_decay: float = 1e-5,
+        shift_decay: NotNegative = 1e-5,
     ):
         self.realloc = realloc
         self.threshold = threshold

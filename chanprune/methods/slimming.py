@@ -16,12 +16,14 @@ and all ties), and no channel group falls below a floor.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Selection, scale_scores, taylor_scores
+from chanprune.components import Count, NotNegative, method
 from chanprune.methods.base import PruneOptions, Setting, Step, TrainingImages, select
 from chanprune.methods.multi_fidelity import Leveled
 from chanprune.methods.scales import (
@@ -36,6 +38,7 @@ from chanprune.methods.scales import (
 TAYLOR_IMAGES = 2000
 
 
+@method("slimming")
 class Slimming(Leveled):
     """Sparsity on every batch-norm scale while training; a global percentile afterwards.
 
@@ -45,10 +48,8 @@ class Slimming(Leveled):
             neither is given, the travel of the paper's VGG recipe in proportion to where scales
             start, with a weight of at most 0.01.
         criterion: What channels are ranked by: "scale", the paper's, or "taylor" (`taylor_scores`).
+        passes: Rounds of train, prune, finetune.
         fidelity: See `Leveled`; beyond the paper.
-
-    Raises:
-        ValueError: Both are given.
     """
 
     prunes = True
@@ -59,14 +60,14 @@ class Slimming(Leveled):
 
     def __init__(
         self,
-        sparsity_weight: float | None = None,
-        travel: float | None = None,
+        sparsity_weight: NotNegative | None = None,
+        travel: NotNegative | None = None,
         criterion: Literal["scale", "taylor"] = "scale",
+        passes: Count = 1,
         **fidelity: Any,
     ):
         super().__init__(**fidelity)
-        if sparsity_weight is not None and travel is not None:
-            raise ValueError("give method.sparsity_weight or method.travel, not both")
+        self.passes = passes
         self._given_weight = sparsity_weight
         self._given_travel = travel
         self.sparsity_weight = 0.0
@@ -75,6 +76,20 @@ class Slimming(Leveled):
         self.importance: dict[str, Tensor] = {}
         if not self.is_by_scale:
             self.score = "Taylor importance"
+
+    @staticmethod
+    def demands(method: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Refuse options that do not go together."""
+        levels, is_ordered = method["levels"], config["prune"]["order"]
+        if method["sparsity_weight"] is not None and method["travel"] is not None:
+            raise ValueError("give method.sparsity_weight or method.travel, not both")
+        if levels != [1.0] and not is_ordered:
+            raise ValueError(
+                f"method.levels={levels} with method=slimming needs prune.order=true, so that the "
+                "first channels are the important ones"
+            )
+        if is_ordered and method["passes"] > 1:
+            raise ValueError("prune.order=true goes with method.passes=1 only")
 
     def before_training(
         self, model: nn.Module, graph: ChannelGraph, setting: Setting

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from chanprune.models import condensenet, vgg
-from chanprune.models.densenet import build_densenet
-from chanprune.models.library import build_from_library, load_weights
-from chanprune.models.preresnet import build_preresnet, build_preresnet50, build_preresnext
-from chanprune.models.resnet import build_resnet
-from chanprune.models.resnext import build_resnext
+from chanprune.components import Registry, find, imported, in_use
+from chanprune.models.library import load_weights
 from chanprune.processes.errors import UserError
 
 __all__ = ["MODELS", "architecture", "build", "build_skeleton", "load_weights"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    **{name: partial(vgg.build_vgg, name) for name in vgg.STAGES},
-    **{f"resnet{depth}": partial(build_resnet, depth) for depth in (20, 32, 44, 56, 110)},
-    **{f"preresnet{depth}": partial(build_preresnet, depth) for depth in (29, 164)},
-    "preresnet50": build_preresnet50,
-    "resnext29": build_resnext,
-    "preresnext29": build_preresnext,
-    **{f"densenet{depth}": partial(build_densenet, depth) for depth in (40, 100)},
-    **{
-        f"condensenet{depth}": partial(condensenet.build_condensenet, depth)
-        for depth in condensenet.STAGES
-    },
-}
+MODELS = Registry("model")
 
 
 def build(
@@ -56,13 +39,17 @@ def build(
     Raises:
         UserError: There is no such network, or it cannot take such images.
     """
-    if library is not None:
-        return build_from_library(library, name, num_classes=num_classes, in_channels=in_channels)
-    if name not in MODELS:
-        raise UserError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
-    return MODELS[name](
-        num_classes=num_classes, in_channels=in_channels, image_size=image_size, **options
+    component = find("model", library or name)
+    if component is None:
+        own = "" if in_use() else "; components=... adds your own"
+        raise UserError(f"unknown model {library or name!r}; known: {', '.join(MODELS)}{own}")
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    given = {"name": name, "library": library, **sizes}
+    wanted = {*component.sizes, *component.options}
+    made: nn.Module = imported(component)(
+        **{key: value for key, value in given.items() if key in wanted}, **options
     )
+    return made
 
 
 def build_skeleton(**architecture: Any) -> nn.Module:

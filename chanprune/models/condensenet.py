@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from chanprune.models.parts import check_image_size, initialise, scaled
+from chanprune.components import Count, Share, Width, model
+from chanprune.models.parts import check_image_size, depth_of, initialise, scaled
 from chanprune.processes.errors import UserError
 
 STAGES = {
@@ -189,25 +190,48 @@ class CondenseNet(nn.Module):
         return state
 
 
+@model(
+    "condensenet50",
+    "condensenet74",
+    "condensenet86",
+    "condensenet98",
+    "condensenet110",
+    "condensenet122",
+    "condensenet182",
+)
 def build_condensenet(
-    depth: int,
+    name: str,
     *,
     num_classes: int,
     in_channels: int,
     image_size: int,
-    width: float = 1.0,
-    groups: int = 4,
-    condensation: int = 4,
+    width: Width = 1.0,
+    groups: Count = 4,
+    condensation: Count = 4,
     converted: bool = False,
     half_classifier: bool = True,
-    dropout: float = 0.0,
+    dropout: Share = 0.0,
 ) -> CondenseNet:
-    """Build CondenseNet-50, 74, 86, 98, 110, 122 or 182; for the options see configs/model.
+    """Build CondenseNet-50, 74, 86, 98, 110, 122 or 182.
+
+    Args:
+        name: "condensenet50", and so on.
+        num_classes: Number of classes.
+        in_channels: Channels of the image.
+        image_size: Height and width of the image in pixels.
+        width: Every number of channels is multiplied by this.
+        groups: Of the grouped convolutions.
+        condensation: A converted layer's groups read 1 / condensation of the inputs each.
+        converted: False: as it trains; true: gather, grouped convolution, shuffle.
+        half_classifier: A converted network's classifier reads half of its features; false: all.
+        dropout: Before the 1x1 convolutions, while training; the authors take 0.1 for
+            CondenseNet-182.
 
     Raises:
         UserError: The image is too small, or the condensation too strong.
     """
-    check_image_size(f"condensenet{depth}", image_size, smallest=8)
+    check_image_size(name, image_size, smallest=8)
+    depth = depth_of(name)
     if condensation > 2 * groups:
         raise UserError(
             f"model.condensation={condensation}: each of {groups} groups would read no channel of "

@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from chanprune.models.parts import check_image_size, initialise, scaled
+from chanprune.components import Count, PartOrAll, Width, model
+from chanprune.models.parts import check_image_size, depth_of, initialise, scaled
 
 BOTTLENECK = 4
 
@@ -118,28 +119,43 @@ class DenseNet(nn.Module):
         return logits
 
 
+@model("densenet40", "densenet100")
 def build_densenet(
-    depth: int,
+    name: str,
     *,
     num_classes: int,
     in_channels: int,
     image_size: int,
-    width: float = 1.0,
-    growth: int = 12,
-    stem: int = 24,
+    width: Width = 1.0,
+    growth: Count = 12,
+    stem: Count = 16,
     bottleneck: bool = False,
     transition: Literal["conv", "pool"] = "conv",
-    compression: float = 1.0,
-    stem_stride: int = 1,
+    compression: PartOrAll = 1.0,
+    stem_stride: Count = 1,
 ) -> DenseNet:
-    """Build a DenseNet of `depth` layers, `width` times as wide (growth and first convolution).
+    """Build a DenseNet of 40 or 100 layers.
+
+    Args:
+        name: "densenet40" or "densenet100".
+        num_classes: Number of classes.
+        in_channels: Channels of the image.
+        image_size: Height and width of the image in pixels.
+        width: Growth and first convolution are multiplied by this.
+        growth: Channels that a layer appends.
+        stem: Channels of the first convolution.
+        bottleneck: A 1x1 convolution to 4 x growth in front of each layer's 3x3.
+        transition: "conv": 1x1 convolution and pooling; "pool": pooling alone.
+        compression: Share of the channels that a transition's convolution passes on.
+        stem_stride: Of the first convolution (2 for images of 64 pixels in the
+            selective-convolution paper).
 
     Raises:
         UserError: The image is too small.
     """
-    check_image_size(f"densenet{depth}", image_size, smallest=8 * stem_stride)
+    check_image_size(name, image_size, smallest=8 * stem_stride)
     return DenseNet(
-        (depth - 4) // (6 if bottleneck else 3),
+        (depth_of(name) - 4) // (6 if bottleneck else 3),
         scaled(growth, width),
         scaled(stem, width),
         bottleneck=bottleneck,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chanprune.components import FilePath, Text, model
 from chanprune.models.weights import (
     SUFFIXES,
     State,
@@ -27,7 +28,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def build_from_library(library: str, name: str, *, num_classes: int, in_channels: int) -> nn.Module:
+@model("torchvision", "timm")
+def build_from_library(
+    library: str,
+    name: Text,
+    *,
+    num_classes: int,
+    in_channels: int,
+    weights: FilePath | None = None,
+) -> nn.Module:
     """Build a network of torchvision or timm with random weights, without auxiliary heads.
 
     Args:
@@ -35,6 +44,8 @@ def build_from_library(library: str, name: str, *, num_classes: int, in_channels
         name: The library's name of the network.
         num_classes: Number of classes.
         in_channels: Channels of the image.
+        weights: Null: random; DEFAULT, IMAGENET1K_V1, ..., a tag; or a file (.safetensors, .pth).
+            They are put in afterwards, see `load_weights`.
 
     Raises:
         UserError: There is no such network, or timm is not installed.

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from chanprune.processes.errors import UserError
 
 
+def depth_of(name: str) -> int:
+    """Return the number at the end of a network's name: 110 of "resnet110"."""
+    return int(name.lstrip("abcdefghijklmnopqrstuvwxyz_"))
+
+
 def scaled(channels: int, width: float, multiple: int = 1) -> int:
     """Multiply a number of channels by `width`, to a positive multiple of `multiple`."""
     return max(1, round(channels * width / multiple)) * multiple

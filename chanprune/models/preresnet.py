@@ -13,9 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from chanprune.components import Count, Width, model
 from chanprune.models.parts import (
     ZeroPadShortcut,
     check_image_size,
+    depth_of,
     initialise,
     resnext_widths,
     scaled,
@@ -121,26 +123,40 @@ class PreResNet(nn.Module):
         return logits
 
 
+@model("preresnet29", "preresnet164")
 def build_preresnet(
-    depth: int,
+    name: str,
     *,
     num_classes: int,
     in_channels: int,
     image_size: int,
-    width: float = 1.0,
+    width: Width = 1.0,
     shortcut: Literal["projection", "zero_pad"] = "projection",
     downsample: Literal["stride", "pool"] = "stride",
-    stem_stride: int = 1,
+    stem_stride: Count = 1,
 ) -> PreResNet:
     """Build the bottleneck network of 29 or 164 layers; depth = 9 blocks + 2.
+
+    Args:
+        name: "preresnet29" or "preresnet164".
+        num_classes: Number of classes.
+        in_channels: Channels of the image.
+        image_size: Height and width of the image in pixels.
+        width: Every number of channels is multiplied by this.
+        shortcut: Where the shape changes: "projection" (slimming) or "zero_pad" (selective
+            convolution).
+        downsample: "stride": of the 3x3 convolution; "pool": between the stages (selective
+            convolution).
+        stem_stride: Of the first convolution (2 for images of 64 pixels in the
+            selective-convolution paper).
 
     Raises:
         UserError: The image is too small.
     """
-    check_image_size(f"preresnet{depth}", image_size, smallest=8 * stem_stride)
+    check_image_size(name, image_size, smallest=8 * stem_stride)
     inner = tuple(scaled(channels, width) for channels in (16, 32, 64))
     return PreResNet(
-        ((depth - 2) // 9,) * 3,
+        ((depth_of(name) - 2) // 9,) * 3,
         inner[0],
         inner,
         tuple(EXPANSION * channels for channels in inner),
@@ -153,10 +169,17 @@ def build_preresnet(
     )
 
 
+@model("preresnet50")
 def build_preresnet50(
-    *, num_classes: int, in_channels: int, image_size: int, width: float = 1.0
+    *, num_classes: int, in_channels: int, image_size: int, width: Width = 1.0
 ) -> PreResNet:
     """Build the pre-activation ResNet-50 of the selective-convolution paper, 22 780 456 parameters.
+
+    Args:
+        num_classes: Number of classes.
+        in_channels: Channels of the image.
+        image_size: Height and width of the image in pixels.
+        width: Every number of channels is multiplied by this.
 
     Raises:
         UserError: The image is too small.
@@ -178,17 +201,28 @@ def build_preresnet50(
     )
 
 
+@model("preresnext29")
 def build_preresnext(
     *,
     num_classes: int,
     in_channels: int,
     image_size: int,
-    width: float = 1.0,
-    cardinality: int = 8,
-    base_width: int = 64,
-    stem_stride: int = 1,
+    width: Width = 1.0,
+    cardinality: Count = 8,
+    base_width: Count = 64,
+    stem_stride: Count = 1,
 ) -> PreResNet:
     """Build the pre-activation ResNeXt-29 of the selective-convolution paper.
+
+    Args:
+        num_classes: Number of classes.
+        in_channels: Channels of the image.
+        image_size: Height and width of the image in pixels.
+        width: Every number of channels is multiplied by this.
+        cardinality: Groups of the 3x3 convolutions.
+        base_width: Channels of one such group in the first stage.
+        stem_stride: Of the first convolution (2 for images of 64 pixels in the
+            selective-convolution paper).
 
     Raises:
         UserError: The image is too small.

@@ -7,7 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from chanprune.models.parts import ZeroPadShortcut, check_image_size, initialise, scaled
+from chanprune.components import Width, model
+from chanprune.models.parts import (
+    ZeroPadShortcut,
+    check_image_size,
+    depth_of,
+    initialise,
+    scaled,
+)
 
 WIDTHS = (16, 32, 64)
 
@@ -79,20 +86,30 @@ class ResNet(nn.Module):
         return logits
 
 
+@model("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 def build_resnet(
-    depth: int,
+    name: str,
     *,
     num_classes: int,
     in_channels: int,
     image_size: int,
-    width: float = 1.0,
+    width: Width = 1.0,
     shortcut: Literal["A", "B"] = "A",
 ) -> ResNet:
     """Build ResNet-20, 32, 44, 56 or 110; depth = 6 blocks + 2.
 
+    Args:
+        name: "resnet20", and so on.
+        num_classes: Number of classes.
+        in_channels: Channels of the image.
+        image_size: Height and width of the image in pixels.
+        width: Every number of channels is multiplied by this.
+        shortcut: Where the shape changes: "A" zero padding, as in the paper's CIFAR networks; "B"
+            projection.
+
     Raises:
         UserError: The image is too small.
     """
-    check_image_size(f"resnet{depth}", image_size, smallest=8)
+    check_image_size(name, image_size, smallest=8)
     widths = tuple(scaled(channels, width) for channels in WIDTHS)
-    return ResNet((depth - 2) // 6, widths, shortcut, num_classes, in_channels)
+    return ResNet((depth_of(name) - 2) // 6, widths, shortcut, num_classes, in_channels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from chanprune.components import Count, Width, model
 from chanprune.models.parts import check_image_size, initialise, resnext_widths
 
 
@@ -74,15 +75,16 @@ class ResNeXt(nn.Module):
         return logits
 
 
+@model("resnext29")
 def build_resnext(
     *,
     num_classes: int,
     in_channels: int,
     image_size: int,
-    width: float = 1.0,
-    cardinality: int = 8,
-    base_width: int = 64,
-    stem_stride: int = 1,
+    width: Width = 1.0,
+    cardinality: Count = 8,
+    base_width: Count = 64,
+    stem_stride: Count = 1,
 ) -> ResNeXt:
     """Build ResNeXt-29; 8 x 64d has 34 426 698 parameters, 16 x 64d 68 155 210.
 
@@ -90,10 +92,11 @@ def build_resnext(
         num_classes: Number of classes.
         in_channels: Channels of the image.
         image_size: Height and width of the image in pixels.
-        width: Factor of every number of channels.
+        width: Every number of channels is multiplied by this.
         cardinality: Groups of the 3x3 convolutions.
         base_width: Channels of one such group in the first stage.
-        stem_stride: Stride of the first convolution.
+        stem_stride: Of the first convolution (2 for images of 64 pixels in the
+            selective-convolution paper).
 
     Raises:
         UserError: The image is too small.

@@ -13,6 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from chanprune.components import Width, model
 from chanprune.models.parts import check_image_size, initialise, scaled
 
 STAGES = {
@@ -83,19 +84,31 @@ class VGG(nn.Module):
         return logits
 
 
+@model("vgg11", "vgg13", "vgg16", "vgg19")
 def build_vgg(
     name: str,
     *,
     num_classes: int,
     in_channels: int,
     image_size: int,
-    width: float = 1.0,
+    width: Width = 1.0,
     head: Literal["linear", "fc512"] = "linear",
     head_norm: bool = True,
     conv_bias: bool = False,
     norm: bool = True,
 ) -> VGG:
-    """Build VGG-11, 13, 16 or 19, every number of channels multiplied by `width`.
+    """Build VGG-11, 13, 16 or 19.
+
+    Args:
+        name: "vgg11", and so on.
+        num_classes: Number of classes.
+        in_channels: Channels of the image.
+        image_size: Height and width of the image in pixels.
+        width: Every number of channels is multiplied by this.
+        head: "linear": one layer; "fc512": a hidden layer of 512, as behind the papers' 1.50e7.
+        head_norm: Batch norm behind fc512's hidden layer.
+        conv_bias: Biases in the convolutions, which batch norm makes superfluous.
+        norm: Batch norms; without them set conv_bias.
 
     Raises:
         UserError: The image is smaller than the four poolings can take.

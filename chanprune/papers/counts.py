@@ -14,7 +14,8 @@ from torch import nn
 
 from chanprune.channels import Plan, count, count_plan, prefix_plan, trace
 from chanprune.channels.counting import Counts
-from chanprune.methods import PruneOptions, RandomOnce, Setting
+from chanprune.methods import PruneOptions, Setting
+from chanprune.methods.layerwise import RandomOnce
 from chanprune.models import architecture, build
 from chanprune.papers.job import Job
 from chanprune.papers.published import Row, Table

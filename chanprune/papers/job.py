@@ -13,6 +13,7 @@ from chanprune import data
 from chanprune.config import cli
 from chanprune.config.asked import place
 from chanprune.config.control import CONTROLS
+from chanprune.config.schema import validate
 from chanprune.data.archive import Archive
 from chanprune.data.folder_index import index_of
 from chanprune.methods import METHODS, PruneOptions
@@ -69,11 +70,11 @@ class Job:
         )
 
     def compose(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """Compose a configuration; an image folder that is not given gets a name."""
+        """Compose and check a configuration; an image folder that is not given gets a name."""
         said = " ".join(arguments)
         is_folder = "dataset=imagefolder" in said or "imagenet" in said
         extra = ["dataset.root=DIRECTORY"] if is_folder and "dataset.root=" not in said else []
-        return composed((*arguments, *extra))
+        return validate(composed((*arguments, *extra)))
 
     def command(self, row: Row, seed: int) -> list[str]:
         """Return what the command line of a row's run says."""

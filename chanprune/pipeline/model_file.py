@@ -23,6 +23,7 @@ from chanprune.channels import (
     State,
     compact,
 )
+from chanprune.components import find, imported, in_use, is_own, use
 from chanprune.data.image import fit, pixels
 from chanprune.files.tensors import write_tensors
 from chanprune.files.writing import write_json
@@ -106,14 +107,29 @@ def save_model(
         "preprocess": {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
         "counts": {"params": counts.params, "macs": counts.macs},
     }
+    if _is_own(architecture):
+        description["components"] = in_use()
     write_json(run_dir / "model.json", description)
 
 
-def load(path: str | Path) -> nn.Module:
+def _is_own(architecture: Mapping[str, Any]) -> bool:
+    """Tell whether a network is one of the user's own components, which is imported then.
+
+    Raises:
+        UserError: It cannot be imported.
+    """
+    found = find("model", architecture.get("library") or architecture["name"])
+    return found is not None and is_own(found) and imported(found) is not None
+
+
+def load(path: str | Path, components: str | None = None) -> nn.Module:
     """Load a compact network in eval mode.
 
     Args:
         path: A run directory, or the model.json or model.safetensors in it.
+        components: The module, file or folder of the user's own that has the network's code, if it
+            is not one of this package's. It is imported, so it must be given here; what the files
+            in `path` say of it is not enough.
 
     Returns:
         The network, with `input_shape` (C, H, W), `class_names`, and `preprocess`, which turns a
@@ -127,6 +143,14 @@ def load(path: str | Path) -> nn.Module:
     folder = Path(path)
     folder = folder if folder.is_dir() else folder.parent
     description = read_model(folder)
+    if components is not None:
+        use(components)
+    architecture = description.architecture
+    if not _is_own(architecture.model_dump()) and description.components:
+        raise UserError(
+            f"{folder} holds {architecture.name}, one of components={description.components}; give "
+            "that too, if you know what is in it"
+        )
     model, graph, statistics = restore(description, folder / "model.safetensors")
     fidelity = Fidelity(model, graph, statistics)
     model.fidelity = fidelity  # type: ignore[assignment]
@@ -136,7 +160,8 @@ def load(path: str | Path) -> nn.Module:
     model.input_shape = description.input_shape  # type: ignore[assignment]
     model.class_names = tuple(description.class_names)  # type: ignore[assignment]
     model.preprocessing = preprocessing  # type: ignore[assignment]
-    model.preprocess = preprocessing.transform()
+    # The transform is a module; as one of the network's, an nn.Sequential would run it.
+    object.__setattr__(model, "preprocess", preprocessing.transform())
     return model.eval()
 
 

@@ -85,8 +85,9 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
 
 def make_method(config: Mapping[str, Any]) -> Method:
     """Make the method that the configuration names, as it is before training."""
-    options = {key: value for key, value in config["method"].items() if key != "passes"}
-    return METHODS[options.pop("name")](**options)
+    options = dict(config["method"])
+    method: Method = METHODS[options.pop("name")](**options)
+    return method
 
 
 def _rehearse(config: Mapping[str, Any], prepared: Prepared) -> None:

@@ -25,6 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
+from chanprune.components import digest_in_use
 from chanprune.files.digest import digest
 from chanprune.files.reading import json_if_any, text_of
 from chanprune.files.writing import (
@@ -62,7 +63,9 @@ def training_depends_on(config: Mapping[str, Any], prepared: Prepared) -> dict[s
         section: {k: v for k, v in config[section].items() if k not in PLACES | WITHOUT_EFFECT}
         for section in ("model", "dataset")
     }
+    own_code = digest_in_use()
     return {
+        **({"components": own_code} if own_code else {}),
         "format": FORMAT,
         "torch": str(torch.__version__),
         "processor": _processor(prepared.device),

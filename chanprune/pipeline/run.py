@@ -86,7 +86,7 @@ def _run(job: Job, network: Network, cache: StageCache | None) -> dict[str, Any]
         facts += said
 
     whole = job.cost_of_a_step(network)
-    passes = job.config["method"].get("passes", 1)
+    passes = make_method(job.config).passes
     for turn in range(1, passes + 1):
         number = f"-{turn}" if passes > 1 else ""
         method = make_method(job.config)

@@ -63,6 +63,14 @@ def recorded_config(run_dir: Path) -> dict[str, Any] | None:
     return record["config"] if record else None
 
 
+def made_with(run_dir: Path) -> str | None:
+    """Return what the run in a directory says that its user's own components were."""
+    match _recorded(run_dir):
+        case {"environment": {"components": {"name": str(name)}}}:
+            return name
+    return None
+
+
 def _recorded(run_dir: Path) -> dict[str, Any] | None:
     """Return what config.yaml holds; None if it is missing or damaged."""
     try:

@@ -85,6 +85,7 @@ class Model(_Record):
     class_names: Annotated[list[str], Field(min_length=1, max_length=MOST_CHANNELS)]
     preprocess: Statistics
     counts: Counts
+    components: Name | None = None
 
     @property
     def form(self) -> dict[str, dict[str, Any]]:

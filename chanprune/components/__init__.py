@@ -1,0 +1,66 @@
+"""Components: methods, models and data sets that own their options, found by a scan.
+
+A component is a class or function with a mark, `@method("slimming")`. Keys, types, ranges, defaults
+and help of its options are those of its signature and docstring, and are read without importing it.
+Nothing here imports PyTorch.
+"""
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from chanprune.components.component import KINDS, Component, Option
+from chanprune.components.decorators import dataset, method, model
+from chanprune.components.options import (
+    Count,
+    CountOrZero,
+    FilePath,
+    Levels,
+    NotNegative,
+    PartOrAll,
+    Positive,
+    Share,
+    ShareOrAll,
+    Text,
+    Width,
+)
+from chanprune.components.scan import (
+    Registry,
+    digest_in_use,
+    find,
+    imported,
+    in_use,
+    is_own,
+    names_of,
+    use,
+)
+
+__all__ = [
+    "KINDS",
+    "Component",
+    "Count",
+    "CountOrZero",
+    "FilePath",
+    "Ge",
+    "Gt",
+    "Le",
+    "Levels",
+    "Lt",
+    "NotNegative",
+    "Option",
+    "PartOrAll",
+    "Positive",
+    "Registry",
+    "Share",
+    "ShareOrAll",
+    "Text",
+    "Width",
+    "dataset",
+    "digest_in_use",
+    "find",
+    "imported",
+    "in_use",
+    "is_own",
+    "method",
+    "model",
+    "names_of",
+    "use",
+]

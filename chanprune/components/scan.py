@@ -1,0 +1,185 @@
+"""Components by name: those of the package's folders, and of a folder or module of the user's own.
+
+A component is found by the text of its file, and imported when it is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from chanprune.components.component import Component, components_of
+from chanprune.components.source import path_of, source_of
+from chanprune.processes.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+FOLDERS = ("methods", "models", "data")
+Key = tuple[str, str]
+_in_use: list[str] = []
+
+
+def use(name: str | None) -> None:
+    """Let this process know the components of a module or package, or of a file or folder.
+
+    They take the place of those of an earlier call; nothing is imported yet.
+
+    Args:
+        name: As it would be imported, or its path; of a folder the files that lie in it, and of
+            none below. None: the package's own components alone.
+
+    Raises:
+        UserError: There is no such thing, a file in it cannot be read, or a name is taken.
+    """
+    _in_use[:] = [name] if name else []
+    if name:
+        _of_user.cache_clear()
+        source_of.cache_clear()
+        _of_user(name)
+
+
+def in_use() -> str | None:
+    """Return the name that `use` was given last."""
+    return _in_use[0] if _in_use else None
+
+
+def digest_in_use() -> str:
+    """Return a hash of the files of the user's own components; "" without any."""
+    if not _in_use:
+        return ""
+    hashed = hashlib.sha256()
+    for path, module in _files(_in_use[0]):
+        hashed.update(f"{module}\0".encode() + path.read_bytes())
+    return hashed.hexdigest()
+
+
+def find(kind: str, name: str) -> Component | None:
+    """Return the component of a kind ("method", "model" or "dataset") and a name, if it is known.
+
+    Raises:
+        UserError: The user's own components cannot be read.
+    """
+    return _known().get((kind, name))
+
+
+def names_of(kind: str) -> list[str]:
+    """List what a component of a kind may be called."""
+    return [name for each, name in _known() if each == kind]
+
+
+def is_own(component: Component) -> bool:
+    """Tell whether a component is the user's."""
+    return PACKAGE not in component.path.parents
+
+
+def imported(component: Component) -> Any:
+    """Import a component: the class, or the function.
+
+    Raises:
+        UserError: The file is the user's and fails to be imported.
+    """
+    if not is_own(component):
+        return getattr(importlib.import_module(component.module), component.defined)
+    try:
+        module = importlib.import_module(component.module)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{component.path} cannot be imported: {reason}") from error
+    if not module.__file__ or Path(module.__file__).resolve() != component.path.resolve():
+        raise UserError(
+            f"{component.path} cannot be imported: a module {component.module} is at "
+            f"{module.__file__ or 'another place'}, so give yours another name"
+        )
+    return getattr(module, component.defined)
+
+
+class Registry(Mapping[str, Callable[..., Any]]):
+    """The classes or functions of all components of a kind, imported when they are asked for."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+
+    def __getitem__(self, name: str) -> Any:
+        component = find(self.kind, name)
+        if component is None:
+            raise KeyError(name)
+        return imported(component)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(names_of(self.kind))
+
+    def __len__(self) -> int:
+        return len(names_of(self.kind))
+
+
+def _known() -> Mapping[Key, Component]:
+    return {**_built_in(), **_of_user(_in_use[0])} if _in_use else _built_in()
+
+
+@cache
+def _built_in() -> Mapping[Key, Component]:
+    files = [(p, f) for f in FOLDERS for p in sorted((PACKAGE / f).glob("*.py"))]
+    return _by_name((path, f"chanprune.{folder}.{path.stem}") for path, folder in files)
+
+
+@cache
+def _of_user(name: str) -> Mapping[Key, Component]:
+    own = _by_name(_files(name))
+    if not own:
+        raise UserError(
+            f"components={name}: no class or function there is marked with @method, @model or "
+            "@dataset of chanprune.components"
+        )
+    for kind, taken in own.keys() & _built_in().keys():
+        raise UserError(
+            f"components={name}: {kind} {taken} of {own[kind, taken].path} is one of chanprune's; "
+            "give yours another name"
+        )
+    return own
+
+
+def _by_name(files: Iterator[tuple[Path, str]]) -> dict[Key, Component]:
+    found: dict[Key, Component] = {}
+    for path, module in files:
+        for component in components_of(source_of(path, module)):
+            for name in component.names:
+                key = component.kind, name
+                if key in found:
+                    both = f"{found[key].path} and {path}"
+                    raise UserError(f"{component.kind} {name} is in {both}; rename one of them")
+                found[key] = component
+    return found
+
+
+def _let_import_from(folder: Path) -> None:
+    """Look for modules in a folder too, behind all other places."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _files(name: str) -> Iterator[tuple[Path, str]]:
+    """List the files of the user's components, each with the name of its module."""
+    path = Path(name).expanduser()
+    if path.is_dir() or path.suffix == ".py":
+        path, module = path.resolve(), path.resolve().stem
+        _let_import_from(path.parent)
+    else:
+        _let_import_from(Path.cwd())
+        found, module = path_of(name), name
+        if found is None:
+            raise UserError(
+                f"components={name}: there is no such module, file or folder; it is looked for in "
+                f"{Path.cwd()} and where Python imports from"
+            )
+        path = found.parent if found.name == "__init__.py" else found
+    if not path.exists():
+        raise UserError(f"components={name}: {path} does not exist")
+    if path.is_file():
+        yield path, module
+        return
+    for file in sorted(path.glob("*.py")):
+        yield file, module if file.stem == "__init__" else f"{module}.{file.stem}"

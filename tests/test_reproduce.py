@@ -1,9 +1,12 @@
 """The papers' tables: published figures, dry runs of all tables, verdicts, and a tiny real run."""
 
 import argparse
+import gzip
 import json
 import re
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
@@ -17,7 +20,9 @@ from chanprune.papers.published import PUBLISHED, Table, bounds, like, number, r
 from chanprune.reproduce import dry_run, listed
 from tests.commands import call
 from tests.networks import but_slow
+from tests.test_data import SHARED
 
+IDX = SHARED / "fashion-mnist-idx.zip"
 TABLES, SETS = read(PUBLISHED)
 
 
@@ -149,6 +154,23 @@ def test_a_smoke_run(tmp_path, monkeypatch, capsys):
     reproduce.main()
     again = capsys.readouterr().out
     assert "python -m chanprune.train" not in again and text.splitlines()[0] in again
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not IDX.exists(), reason="no images of MNIST's format are here")
+def test_the_table_of_a_perceptron_is_made(tmp_path):
+    """On images of MNIST's size: widths and the share of the parameters are the paper's."""
+    raw = tmp_path / "data/MNIST/raw"
+    raw.mkdir(parents=True)
+    with zipfile.ZipFile(IDX) as archive:
+        for name in archive.namelist():
+            (raw / Path(name).stem).write_bytes(gzip.decompress(archive.read(name)))
+    made = call("chanprune.reproduce", "slimming-mnist", "--scale", "smoke", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert re.search(r"params gone % +84\.4 +84\.4 +within 3", made.stdout)
+    (plan,) = tmp_path.glob("outputs/mnist/mlp784-slimming-*/plan.json")
+    kept = json.loads(plan.read_text())["kept"]
+    assert [len(channels) for channels in kept.values()] == [100, 60]
 
 
 @pytest.mark.parametrize(

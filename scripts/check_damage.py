@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from chanprune import data, load
 from chanprune.channels import trace
 from chanprune.files.reading import yaml_of
-from chanprune.rewiring import DamageOptions, Unit, expected_damage, selective_units
+from chanprune.rewiring import Unit, expected_damage, selective_units
 from chanprune.show.drawing import plt
 from chanprune.show.pictures import save, short
 
@@ -52,8 +52,8 @@ def main() -> None:
         assert isinstance(norm, nn.BatchNorm2d)
         if conv.in_channels < 3:
             continue
-        counted = DamageOptions(padding="counted")
-        closed = expected_damage(conv, norm, unit.map_size, counted).norm(dim=1).numpy()
+        expected = expected_damage(conv, norm, unit.map_size, counts_padding=True)
+        closed = expected.norm(dim=1).numpy()
         measured = damage_of(conv, means[unit.conv]).norm(dim=1).numpy()
         taus[unit.conv] = float(kendalltau(closed, measured).statistic)
         points[unit.conv] = closed, measured

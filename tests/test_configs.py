@@ -32,7 +32,7 @@ def test_there_are_as_many_choices_as_names():
     assert stems["method"] == set(METHODS) and stems["dataset"] == set(DATASETS)
     forms = {"densenet40_bottleneck", "densenet100_bottleneck", "densenet100_bc"}
     assert stems["model"] == {*MODELS, *forms, "compact"} - {"densenet100"}
-    assert len([path for path in CHOICES if path.parts[0] == "experiment"]) == 85
+    assert len([path for path in CHOICES if path.parts[0] == "experiment"]) == 87
 
 
 @pytest.mark.parametrize("path", [p for p in CHOICES if p.parts[0] in KINDS], ids=str)

@@ -28,7 +28,6 @@ RUNS = {
         "finetune": {**STAGE, "optimiser": "adam", "lr": 0.001},
     },
     "cucb": {"method": {"name": "cucb", "explore": 3}},
-    "cucb, example": {"method": {"name": "cucb", "explore": 3, "reduce": "example"}},
     "random_every_step": {"method": {"name": "random_every_step", "every": 3}},
     "selectconv": {
         "model": PREACTIVATION,

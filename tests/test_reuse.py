@@ -108,7 +108,10 @@ def test_the_key_holds_all_that_training_looks_at():
 
 
 def key_of(**sections):
-    config = changed(**sections)
+    return key(changed(**sections))
+
+
+def key(config):
     prepared = prepare(config)
     return training_depends_on(config, prepared)
 
@@ -139,7 +142,8 @@ def test_the_key_holds_the_weights_and_not_their_place(tmp_path):
     built.conv1.weight.data += 1
     torch.save(built.state_dict(), files[2])
     rgb = {"name": "imagefolder", "root": str(make_archive(tmp_path, as_zip=True)), **ROOMY}
-    keys = [key_of(model={**model, "weights": str(file)}, dataset=rgb) for file in files]
+    config = changed(dataset=rgb)
+    keys = [key({**config, "model": {**model, "weights": str(file)}}) for file in files]
     assert keys[0] == keys[1] != keys[2]
 
 

@@ -26,7 +26,7 @@ from chanprune.pipeline.optimiser import TrainOptions, make_optimiser
 from chanprune.pipeline.prepare import prepare
 from chanprune.processes.errors import UserError
 from chanprune.rewiring import Copying, Expanded, allow_copies, selective_units, wiring
-from chanprune.rewiring.allocation import executed, released
+from chanprune.rewiring.allocation import executed
 from tests.networks import randomise
 from tests.test_pipeline import changed, execute
 
@@ -219,25 +219,6 @@ def test_what_was_released_and_is_executed_all_the_same_stays_zero():
             for tensor in (parameter, bank.optimiser.state[parameter]["momentum_buffer"]):
                 assert (tensor[:, gone] if tensor.dim() == 4 else tensor[gone]).eq(0).all()
     assert some
-
-
-@pytest.mark.parametrize("realloc", [True, False])
-def test_both_orders_of_release_are_taken_as_they_are_asked_for(realloc):
-    found = {}
-    for order in ("largest", "l2"):
-        chosen, network = prepared(order=order, threshold=0.2, max_copies=None, realloc=realloc)
-        draws = torch.Generator().manual_seed(0)
-        for norm in network.model.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.weight.data.uniform_(0, 1, generator=draws)
-        expected = {
-            unit.conv: released(chosen._damage(network.model, unit), 0.2, order)
-            for unit in chosen.units
-        }
-        assert {r.conv: list(r.released) for r in chosen.rewirings(steps(4)[1])} == expected
-        assert any(map(chosen._may_copy, chosen.units)) == realloc
-        found[order] = expected
-    assert found["largest"] != found["l2"]
 
 
 def test_a_stream_is_gathered_from_where_that_is_faster():

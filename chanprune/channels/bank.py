@@ -54,19 +54,18 @@ class Bank:
         """The plan of what is active; None: everything."""
         return self.cut.plan if self.cut else None
 
-    def activate(self, cut: Cut | None, *, forget: bool = False) -> None:
+    def activate(self, cut: Cut | None) -> None:
         """Execute and train what `cut` leaves from now on, and nothing else.
 
         Args:
             cut: Leaves no channel group empty; None: everything, with the network's own tensors.
-            forget: What was not active until now starts without momentum.
         """
         if cut is None and self.cut is None:
             return
         self.changes += 1
         if self.cut is None:
             self._lay_out()
-        self._store(forget)
+        self._store()
         after, state = self.graph, self._tensors
         if cut is not None:
             after = cut.after
@@ -111,7 +110,7 @@ class Bank:
                 self.optimiser.state[parameter][key] = value.contiguous()
 
     @torch.no_grad()
-    def _store(self, forget: bool) -> None:
+    def _store(self) -> None:
         """Write what is active back to the bank."""
         active = dict(self.model.named_parameters())
         moments: dict[str, State] = {}
@@ -127,7 +126,7 @@ class Bank:
         for key, small in moments.items():
             stored = self._moments.setdefault(key, {})
             for name in small:
-                if name not in stored or forget:
+                if name not in stored:
                     stored[name] = torch.zeros_like(self._parameters[name])
             write(small, stored, self.cut)
 

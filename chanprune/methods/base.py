@@ -146,7 +146,6 @@ class Method:
             statistics are estimated at the end; 0 if the levels share the whole network's.
         advice: What the user should know of the options, once `before_training` has seen them.
         remarks: What the user should know of the choice, once `select_channels` has made it.
-        forgets: Whether channels that become active start without momentum.
         after_training: Names of the method's options that its training does not look at.
         trains_as: Name that methods share whose training is the same, whatever their options.
         trains_for_pruning: Whether its training looks at how channels will be selected.
@@ -164,7 +163,6 @@ class Method:
     level_statistics = 0
     advice = ""
     remarks: tuple[str, ...] = ()
-    forgets = False
     after_training: tuple[str, ...] = ()
     trains_as = ""
     trains_for_pruning = False

@@ -12,9 +12,9 @@ with the largest mean, without the bonus, stay.
 The saliency is the first-order Taylor expansion of the change of the loss when the channel's output
 h goes, |mean of h * dL/dh|. Behind a batch norm with scale g and shift b it equals
 |g * dL/dg + b * dL/db| / (height * width), and ReLU and max-pooling pass the same number on: the
-gradients that training computes anyway say it all ("batch"). A layer without a batch norm gives the
-same from its filters, sum w * dL/dw. Molchanov et al. (2016) take the absolute value for each image
-first, which needs the feature maps ("example").
+gradients that training computes anyway say it all. A layer without a batch norm gives the same from
+its filters, sum w * dL/dw. (Molchanov et al., 2016, take the absolute value for each image first,
+which would need the feature maps.)
 
 Differs from the poster, which leaves it open: saliencies are divided by the layer's norm over its
 active channels, as Molchanov et al. do, since without it layers cannot be compared; the random
@@ -25,8 +25,7 @@ of what a uniform cut would leave it (`floor`), or a layer could be emptied by i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -37,14 +36,11 @@ from chanprune.components import CountOrZero, NotNegative, method
 from chanprune.methods.base import Setting, Step
 from chanprune.methods.dynamic import DynamicChannels, Scores, ranks
 from chanprune.processes.errors import UserError
-from chanprune.processes.parallel import summed
 from chanprune.show.charts import Chart, sorted_profiles
 
 SHORT_RUN = 20_000
-EMA_WEIGHT = 0.01
 UNSEEN = 1e6
 
-Statistic = Literal["mean", "ema"]
 Normalisation = Literal["l2", "max", "rms", "none"]
 
 
@@ -58,9 +54,6 @@ class Cucb(DynamicChannels):
         explore: Steps of the random phase; null: 100, or 20 / active share if that is more.
         scope: Whether channels compete in the whole network ("global") or in their group ("layer").
         normalise: Norm that the saliencies of a group are divided by, see `normalised`.
-        reduce: Absolute value of the mean over the "batch", or mean of each "example"'s.
-        statistic: "mean" of all observations, or "ema", their exponential average (0.01 for the
-            newest).
         dynamic: See `DynamicChannels`.
     """
 
@@ -72,8 +65,6 @@ class Cucb(DynamicChannels):
         explore: CountOrZero | None = None,
         scope: Literal["global", "layer"] = "global",
         normalise: Normalisation = "l2",
-        reduce: Literal["batch", "example"] = "batch",
-        statistic: Statistic = "mean",
         **dynamic: Any,
     ):
         super().__init__(**dynamic)
@@ -81,8 +72,6 @@ class Cucb(DynamicChannels):
         self.explore = explore
         self.scope = scope
         self.normalise = normalise
-        self.reduce = reduce
-        self.statistic = statistic
         self.factor = exploration
 
     def before_training(
@@ -109,7 +98,7 @@ class Cucb(DynamicChannels):
                 f"method.exploration=1 suits runs of 125,000 steps; in {self.num_steps} steps the "
                 "choice will not settle (null scales it to the run)"
             )
-        self.arms = Arms(graph.num_channels, self.statistic, self.generator)
+        self.arms = Arms(graph.num_channels, self.generator)
         return {**facts, "random_steps": self.exploring}
 
     def scores(self, step: Step) -> Scores:
@@ -144,15 +133,6 @@ class Cucb(DynamicChannels):
         times_active = self.arms.counts[is_arm].mean() / self.exploring * self.num_steps
         return min(1.0, 0.1 * typical / bonus(times_active, self.num_steps).item())
 
-    def loss(
-        self, model: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy and the logits; note the feature maps if they are needed."""
-        if self.reduce == "batch":
-            return super().loss(model, images, labels, label_smoothing)
-        with self._watched():
-            return super().loss(model, images, labels, label_smoothing)
-
     @torch.no_grad()
     def after_backward(self, step: Step) -> None:
         """Observe the saliencies of the active channels."""
@@ -161,8 +141,6 @@ class Cucb(DynamicChannels):
         for module, outputs in self.places:
             rows = torch.from_numpy(outputs[self.cut.keep[outputs]])
             total.index_add_(0, rows, self._saliency(module).double().cpu())
-        if self.reduce == "example":
-            total = summed(total)
         active = torch.from_numpy(self.cut.keep) & (self.group_of >= 0)
         observed = normalised(total[active], self.group_of[active], self.normalise)
         self.arms.observe(active, observed)
@@ -173,32 +151,12 @@ class Cucb(DynamicChannels):
 
     def _saliency(self, module: nn.Module) -> Tensor:
         """Return the saliencies (C,) of what a layer emits, up to a factor of the layer."""
-        if self.reduce == "example":
-            output = self._outputs[module]
-            assert output.grad is not None
-            return (output * output.grad).reshape(*output.shape[:2], -1).mean(2).abs().mean(0)
         expansion = torch.zeros(())
         for parameter in module.parameters(recurse=False):
             assert parameter.grad is not None
             terms = parameter * parameter.grad
             expansion = expansion + terms.reshape(len(terms), -1).sum(1)
         return expansion.abs()
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Keep what the layers emit in a forward pass, with its gradient."""
-        self._outputs: dict[nn.Module, Tensor] = {}
-
-        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            output.retain_grad()
-            self._outputs[module] = output
-
-        handles = [module.register_forward_hook(note) for module, _ in self.places]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return counts, means and the factor on the bonus as well."""
@@ -222,15 +180,13 @@ class Arms:
 
     Args:
         number: Number of arms.
-        statistic: See `Cucb`.
         generator: Decides, once, the order of arms that are equal.
     """
 
-    def __init__(self, number: int, statistic: Statistic, generator: torch.Generator):
+    def __init__(self, number: int, generator: torch.Generator):
         self.means = torch.zeros(number, dtype=torch.float64)
         self.counts = torch.zeros(number, dtype=torch.float64)
         self.ties = torch.rand(number, generator=generator, dtype=torch.float64)
-        self.smallest_weight = torch.tensor(0.0 if statistic == "mean" else EMA_WEIGHT)
 
     def upper_bounds(self, step: int, exploration: float) -> Tensor:
         """Return (C,) mean + exploration * sqrt(3 ln step / (2 count)); unseen arms come first."""
@@ -246,9 +202,8 @@ class Arms:
         """
         counts = self.counts[active] + 1
         means = self.means[active]
-        weight = (1 / counts).clamp(min=self.smallest_weight)
         self.counts[active] = counts
-        self.means[active] = means + weight * (values - means)
+        self.means[active] = means + 1 / counts * (values - means)
 
 
 def bonus(counts: Tensor, step: int) -> Tensor:

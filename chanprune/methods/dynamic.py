@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,6 @@ class DynamicChannels(Method):
         every: Steps between two choices; 0 for an epoch.
         freeze: Share of the stage after which the choice stays.
         floor: Every group keeps at least this share of what a uniform cut would leave it.
-        momentum: Whether a channel that becomes active finds its old momentum ("keep") or none
-            ("reset").
     """
 
     prunes = True
@@ -45,12 +43,10 @@ class DynamicChannels(Method):
         every: CountOrZero = 1,
         freeze: ShareOrAll = 1.0,
         floor: ShareOrAll = 0.5,
-        momentum: Literal["keep", "reset"] = "keep",
     ):
         self.every = every
         self.freeze = freeze
         self.floor = floor
-        self.forgets = momentum == "reset"
         self.generator = torch.Generator()
         self.sizes: dict[str, int] = {}
         self.cut: Cut | None = None

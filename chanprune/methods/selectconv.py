@@ -27,12 +27,11 @@ from torch import Tensor, nn
 
 from chanprune.channels import ChannelGraph, Cut, Plan, Selection
 from chanprune.channels.selection import first_of
-from chanprune.components import Count, NotNegative, Share, ShareOrAll, method
+from chanprune.components import Count, Share, ShareOrAll, method
 from chanprune.methods.base import Method, PruneOptions, Setting, Step
 from chanprune.processes.errors import UserError
 from chanprune.rewiring import (
     Copying,
-    DamageOptions,
     Rewiring,
     Unit,
     allow_copies,
@@ -43,6 +42,8 @@ from chanprune.rewiring.allocation import copies_for, executed, released
 from chanprune.rewiring.charts import fields, rewirings
 from chanprune.rewiring.damage import shares
 from chanprune.show.charts import Chart
+
+SHIFT_DECAY = 1e-5  # weight decay of shifts, the authors'
 
 
 @method("selectconv")
@@ -60,13 +61,6 @@ class SelectiveConvolution(Method):
             are larger kernels).
         scope: Which convolutions have copies: "pointwise" ones (the authors' code), or "all"; the
             others release only.
-        order: In which inputs are released: by the "largest" share of any output's damage (code),
-            or by its "l2" norm (slides).
-        moment: "mean": expected change of an output (paper); "square": root of its expected square.
-        taps: Of a filter, "sum", or "absolute": taps of different sign do not cancel.
-        padding: "ignored", as the authors do, or "counted": taps that meet zeros at the border
-            count less.
-        shift_decay: Weight decay of shifts.
     """
 
     prunes = True
@@ -82,11 +76,6 @@ class SelectiveConvolution(Method):
         until: ShareOrAll = 0.5,
         shift: Literal["pre", "post"] = "pre",
         scope: Literal["pointwise", "all"] = "pointwise",
-        order: Literal["largest", "l2"] = "largest",
-        moment: Literal["mean", "square"] = "mean",
-        taps: Literal["sum", "absolute"] = "sum",
-        padding: Literal["ignored", "counted"] = "ignored",
-        shift_decay: NotNegative = 1e-5,
     ):
         self.realloc = realloc
         self.threshold = threshold
@@ -95,9 +84,6 @@ class SelectiveConvolution(Method):
         self.until = until
         self.shift = shift
         self.scope = scope
-        self.order = order
-        self.options = DamageOptions(moment, taps, padding)
-        self.shift_decay = shift_decay
         self.units: list[Unit] = []
         self._open: dict[str, list[int]] = {}
         self._epoch = 0
@@ -143,7 +129,7 @@ class SelectiveConvolution(Method):
     def weight_decays(self) -> dict[float, list[nn.Parameter]]:
         """Return the shifts, which decay less than weights."""
         shifts = [layer.shift for layer in self._readers()]
-        return {self.shift_decay: shifts} if shifts else {}
+        return {SHIFT_DECAY: shifts} if shifts else {}
 
     def rewirings(self, step: Step) -> list[Rewiring]:
         """Decide once after each epoch of the first part of the training."""
@@ -242,14 +228,14 @@ class SelectiveConvolution(Method):
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
         index = conv.index if isinstance(conv, Copying) else None
-        return expected_damage(conv, norm, unit.map_size, self.options, index).cpu()
+        return expected_damage(conv, norm, unit.map_size, index).cpu()
 
     def _rewire(self, unit: Unit) -> Rewiring:
         """Decide about one convolution, whose tensors hold all its inputs, or what is open."""
         damage = self._damage(self.model, unit)
         if not self._may_copy(unit):
             return self._release(unit, damage)
-        free = released(damage, self.threshold, self.order)
+        free = released(damage, self.threshold)
         self._counts["released"][unit.conv] = len(free)
         reader = self.model.get_submodule(self._reader(unit))
         assert isinstance(reader, Copying)
@@ -269,7 +255,7 @@ class SelectiveConvolution(Method):
         """Release inputs of one convolution for good."""
         own = self._open[unit.group]
         places = own if len(damage) > len(own) else list(range(len(own)))
-        free = released(damage[places], self.threshold, self.order)
+        free = released(damage[places], self.threshold)
         self._counts["released"][unit.conv] = len(free)
         if free:
             gone = set(free)

@@ -44,6 +44,7 @@ from chanprune.processes import ranks
 from chanprune.processes.errors import RunError
 from chanprune.processes.interruption import Interruption
 from chanprune.records.cached_stages import ABOUT, LOCK, MAKER, MARK, MARKED, clear, read_about
+from chanprune.records.retired import with_retired
 
 FORMAT = 2  # to be raised when a checkpoint's layout, or what training does, changes
 PLACES = {"root", "weights", "run"}  # options that say where something is, not what
@@ -57,7 +58,8 @@ def training_depends_on(config: Mapping[str, Any], prepared: Prepared) -> dict[s
     initial tensors.
     """
     method = METHODS[config["method"]["name"]]
-    own = {k: v for k, v in config["method"].items() if k not in method.after_training}
+    asked = with_retired(config)["method"]
+    own = {key: value for key, value in asked.items() if key not in method.after_training}
     dataset, network = prepared.dataset, prepared.network
     options = {
         section: {k: v for k, v in config[section].items() if k not in PLACES | WITHOUT_EFFECT}

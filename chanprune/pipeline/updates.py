@@ -76,7 +76,7 @@ class Updates:
             change.apply(self.bank)
         active = method.active_channels(step)
         if active is not None:
-            self.bank.activate(active, forget=method.forgets)
+            self.bank.activate(active)
         if self.replay and self._changes != self.bank.changes:
             self.replay.forget()
         self._changes = self.bank.changes

@@ -21,6 +21,7 @@ from chanprune.files.digest import digest
 from chanprune.files.reading import json_if_any, text_of, yaml_of
 from chanprune.files.writing import flush_folder, make_folder, write_json, write_text
 from chanprune.processes.errors import UserError
+from chanprune.records.retired import with_retired, without_retired
 
 CONFIG, METRICS, MANIFEST = "config.yaml", "metrics.jsonl", "manifest.json"
 OURS = ["table.md", "table.csv", "summary.json", "plan.json", METRICS, CONFIG]
@@ -54,7 +55,9 @@ NOTHING = Found("nothing")
 def default_dir(config: dict[str, Any]) -> Path:
     """Return outputs/<dataset>/<model>-<method>-<hash>, the same for the same configuration."""
     model, method = config["model"]["name"], config["method"]["name"]
-    return Path("outputs", config["dataset"]["name"], f"{model}-{method}-{digest(config, 8)}")
+    return Path(
+        "outputs", config["dataset"]["name"], f"{model}-{method}-{digest(with_retired(config), 8)}"
+    )
 
 
 def recorded_config(run_dir: Path) -> dict[str, Any] | None:
@@ -77,15 +80,15 @@ def _recorded(run_dir: Path) -> dict[str, Any] | None:
         values = yaml_of(run_dir / CONFIG)
     except (OSError, ValueError):
         return None
-    return values if _is_record(values) else None
+    return _record(values)
 
 
-def _is_record(values: Any) -> bool:
-    return (
-        isinstance(values, dict)
-        and values.keys() == {"config", "environment"}
-        and all(isinstance(part, dict) for part in values.values())
-    )
+def _record(values: Any) -> dict[str, Any] | None:
+    """Return a record of a run as this version writes it; None if it is none."""
+    match values:
+        case {"config": dict(config), "environment": dict(environment)} if len(values) == 2:
+            return {"config": without_retired(config), "environment": environment}
+    return None
 
 
 def located(run_dir: Path, config: Mapping[str, Any], root: str | None = None) -> dict[str, Any]:
@@ -228,9 +231,9 @@ def seal(run_dir: Path) -> None:
 def _sealed(run_dir: Path) -> tuple[dict[str, Any] | None, dict[str, str]]:
     """Return what `seal` wrote: the record, and name -> digest; nothing of what is damaged."""
     match json_if_any(run_dir / MANIFEST):
-        case {"record": dict(record), "files": dict(files)} if _is_record(record):
+        case {"record": dict(record), "files": dict(files)} if _record(record):
             if files and all(map(_is_ours, files)):
-                return record, files
+                return _record(record), files
     return None, {}
 
 

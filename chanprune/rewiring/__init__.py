@@ -6,7 +6,7 @@ They lie above `chanprune.channels`, whose layers (`Gathered`) answer what it ha
 from chanprune.rewiring.allocation import copies_for, executed, released
 from chanprune.rewiring.change import Rewiring
 from chanprune.rewiring.copies import Copies, Copying, allow_copies, rewire, wiring
-from chanprune.rewiring.damage import DamageOptions, expected_damage
+from chanprune.rewiring.damage import expected_damage
 from chanprune.rewiring.expanded import Expanded, expand, expanded, rebuild
 from chanprune.rewiring.form import Form, restore, settle
 from chanprune.rewiring.units import Unit, selective_units
@@ -14,7 +14,6 @@ from chanprune.rewiring.units import Unit, selective_units
 __all__ = [
     "Copies",
     "Copying",
-    "DamageOptions",
     "Expanded",
     "Form",
     "Rewiring",

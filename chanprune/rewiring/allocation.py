@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,19 +22,17 @@ GATHERED_UP_TO = 0.6
 def released(
     damage: Tensor,
     threshold: float,
-    order: Literal["largest", "l2"] = "largest",
     min_channels: int = 1,
 ) -> list[int]:
     """Return the inputs that can go without much damage to any output.
 
-    Inputs go in ascending order, as long as what has gone makes up at most `threshold` of the
-    damage to every output. Outputs that nothing reaches are not counted.
+    Inputs go in ascending order of their largest share of any output's damage, as in the authors'
+    code (on their slides, of the damage's L2 norm), as long as what has gone makes up at most
+    `threshold` of the damage to every output. Outputs that nothing reaches are not counted.
 
     Args:
         damage: (I, O) expected channel damage.
         threshold: Share of an output's damage that may go in this call (tau).
-        order: "largest": by the largest share of any output's damage, as in the authors' code;
-            "l2": by the L2 norm of the damage, as on their slides.
         min_channels: So many stay.
 
     Returns:
@@ -44,8 +41,7 @@ def released(
     share = shares(damage)
     if share.numel() == 0:
         return []
-    rank = share.amax(1) if order == "largest" else damage.norm(dim=1)
-    ascending = rank.argsort(stable=True)
+    ascending = share.amax(1).argsort(stable=True)
     gone = share[ascending].cumsum(0).amax(1)
     number = min(int((gone <= threshold).sum()), max(0, len(share) - min_channels))
     return sorted(ascending[:number].tolist())

@@ -11,8 +11,6 @@ Everything is computed in float64, with a tail that does not cancel.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,59 +19,31 @@ from torch import Tensor, nn
 SQRT_2PI = math.sqrt(2 * math.pi)
 
 
-@dataclass(frozen=True)
-class DamageOptions:
-    """What the expected damage takes into account.
-
-    Attributes:
-        moment: "mean": the mean change (the paper's); "square": the mean squared change.
-        taps: "sum": as it is; "absolute": absolute weights, so that taps of different sign do not
-            cancel.
-        padding: "ignored" (the authors'); "counted": taps that meet zeros at the border less often.
-    """
-
-    moment: Literal["mean", "square"] = "mean"
-    taps: Literal["sum", "absolute"] = "sum"
-    padding: Literal["ignored", "counted"] = "ignored"
-
-
 def expected_damage(
     conv: nn.Conv2d,
     norm: nn.BatchNorm2d,
     map_size: tuple[int, int],
-    options: DamageOptions | None = None,
     index: Tensor | None = None,
+    *,
+    counts_padding: bool = False,
 ) -> Tensor:
     """Return the expected channel damage matrix (inputs, outputs) in float64.
-
-    With `options.moment` "square" the entries are root mean squares, under the assumption that
-    pixels are independent; for 1x1 convolutions that is not needed.
 
     Args:
         conv: The convolution, in one group.
         norm: The batch norm in front of it; ReLU stands between.
         map_size: Height and width of the convolution's input in pixels.
-        options: What is taken into account; None: the paper's.
         index: (I,) the channel of the norm that each column reads; None: its own.
+        counts_padding: Whether taps count less that meet zeros at the border; the authors ignore
+            the border.
     """
-    options = options or DamageOptions()
     weight = conv.weight.detach().double()
-    if options.taps == "absolute":
-        weight = weight.abs()
-    if options.padding == "counted":
-        weight_met = weight * _share_inside(conv, map_size).to(weight.device)
-    else:
-        weight_met = weight
+    if counts_padding:
+        weight = weight * _share_inside(conv, map_size).to(weight.device)
     scale, shift = norm.weight.detach().double(), norm.bias.detach().double()
     if index is not None:
         scale, shift = scale[index], shift[index]
-    mean = mean_activity(shift, scale)[:, None]
-    sums = weight_met.sum((2, 3)).T
-    if options.moment == "mean":
-        return mean * sums
-    variance = (mean_square_activity(shift, scale)[:, None] - mean.square()).clamp(min=0)
-    squares = (weight * weight_met).sum((2, 3)).T
-    return (variance * squares + (mean * sums).square()).sqrt()
+    return mean_activity(shift, scale)[:, None] * weight.sum((2, 3)).T
 
 
 def mean_activity(shift: Tensor, scale: Tensor) -> Tensor:
@@ -89,15 +59,6 @@ def mean_activity(shift: Tensor, scale: Tensor) -> Tensor:
     return torch.where(
         width > 0, torch.where(ratio.isinf(), mean.clamp(min=0), activity), mean.clamp(min=0)
     )
-
-
-def mean_square_activity(shift: Tensor, scale: Tensor) -> Tensor:
-    """Return E max(0, z)^2 of z ~ N(shift, scale^2), elementwise, in float64."""
-    mean, width = shift.double(), scale.double().abs()
-    ratio = mean / width.clamp(min=torch.finfo(torch.float64).tiny)
-    square = (mean.square() + width.square()) * torch.special.ndtr(ratio)
-    square = square + mean * width * _density(ratio)
-    return torch.where(width > 0, square.clamp(min=0), mean.clamp(min=0).square())
 
 
 def shares(damage: Tensor) -> Tensor:

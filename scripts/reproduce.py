@@ -31,6 +31,7 @@ from chanprune.channels import Plan, count, count_plan, prefix_plan, trace
 from chanprune.channels.counting import Counts
 from chanprune.config import cli
 from chanprune.config.control import CONTROLS
+from chanprune.config.schema import validate
 from chanprune.data.archive import Archive
 from chanprune.data.folder_index import index_of
 from chanprune.files.reading import json_of
@@ -160,7 +161,7 @@ class Job:
         said = " ".join(arguments)
         is_folder = "dataset=imagefolder" in said or "imagenet" in said
         extra = ["dataset.root=DIRECTORY"] if is_folder and "dataset.root=" not in said else []
-        return composed((*arguments, *extra))
+        return validate(composed((*arguments, *extra)))
 
     def command(self, row: Row, seed: int) -> list[str]:
         """Return what the command line of a row's run says."""

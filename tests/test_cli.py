@@ -123,11 +123,12 @@ def test_errors_and_help_come_without_pytorch(tmp_path):
         "import sys\n"
         "sys.modules['torch'] = None\n"
         "import runpy\n"
-        "sys.argv = ['train', {argument!r}]\n"
+        "sys.argv = ['train', *{argument!r}.split()]\n"
         "runpy.run_module('chanprune.train', run_name='__main__')\n"
     )
     wrong = ("prune.ratio=2", "model=vgg1", "prune.widths=nowhere")
-    for argument, code in (("--help", 0), *((mistake, 2) for mistake in wrong)):
+    helps = (("--help", 0), ("--help method=cucb model=vgg16 dataset=digits", 0))
+    for argument, code in (*helps, *((mistake, 2) for mistake in wrong)):
         asked = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", program.format(argument=argument)],
             cwd=tmp_path,

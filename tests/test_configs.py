@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from chanprune.components import KINDS, find, names_of
+from chanprune.components import KINDS, find, known
+from chanprune.config import cli
 from chanprune.config.cli import config_dir
 from chanprune.config.schema import SECTIONS, validate
 from chanprune.data import DATASETS
@@ -22,9 +22,7 @@ CHOICES = [path for path in FILES if path.suffix == ".yaml"]
 
 
 def composed(*overrides: str):
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = compose("config", list(overrides))
-    return OmegaConf.to_container(config, resolve=True)
+    return cli.composed("config", cli.checked(overrides, sweeps=False))
 
 
 def test_there_are_as_many_choices_as_names():
@@ -66,7 +64,7 @@ def test_a_run_records_what_its_files_leave_out():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_option_of_a_component_has_a_line_of_help(kind):
-    for name in names_of(kind):
+    for name in known(kind):
         component = find(kind, name)
         assert component.about
         for key, option in component.options.items():

@@ -92,7 +92,7 @@ def try_all(source, scratch, number):
     names = sorted(CONTROLS)
     before = peak()
     asked = cli.composed("evaluate", ["run=run", "device=cpu"])
-    again = cli.composed("config", ARGUMENTS)
+    again = cli.composed("config", cli.checked(ARGUMENTS, sweeps=False))
     for seed in range(number):
         folder = shutil.copytree(source, scratch / f"{seed}")
         damage(folder, random.Random(seed))

@@ -159,6 +159,7 @@ FILES = [
     ),
     ("@method('fresh')\nclass A(Method):\n def __init__(self, x=0): pass", "x, without a type,"),
     ("@method('fresh')\nclass A(Method):\n def __init__(self, x: int = z()): pass", "x: int of fr"),
+    ("@method('fresh')\nclass A(Method):\n def __init__(self, name: str): pass", "takes name, by"),
     ("@method(NAME)\nclass A(Method): pass", "takes names that are written out"),
     ("@model('fresh')\ndef a(width: float = 1.0): pass", "model fresh must take num_classes"),
     ("@method('unseen')\nclass A(Method): pass", "no file method/unseen.yaml chooses it"),
@@ -223,6 +224,16 @@ def test_components_may_be_a_module_a_file_or_a_folder(name, folder):
         cwd=folder,
     )
     assert asked.returncode == 0, asked.stderr
+
+
+def test_the_mark_may_be_written_in_full(folder):
+    (folder / "mine/new.py").write_text(
+        "from chanprune import components\nfrom chanprune.methods import Plain\n"
+        "@components.method('fresh')\nclass Fresh(Plain): pass\n"
+    )
+    (folder / "mine/configs/method/fresh.yaml").write_text("name: fresh\n")
+    asked = train(*MINE, "method=fresh", "method.depth=0", cwd=folder)
+    assert "method.depth: unknown key; known here: name" in asked.stderr
 
 
 def test_a_folder_may_have_a_class_that_others_extend(folder):

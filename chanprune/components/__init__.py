@@ -21,6 +21,7 @@ from chanprune.components.options import (
     ShareOrAll,
     Text,
     Width,
+    is_path,
 )
 from chanprune.components.scan import (
     Registry,
@@ -29,7 +30,7 @@ from chanprune.components.scan import (
     imported,
     in_use,
     is_own,
-    names_of,
+    known,
     use,
 )
 
@@ -59,8 +60,9 @@ __all__ = [
     "imported",
     "in_use",
     "is_own",
+    "is_path",
+    "known",
     "method",
     "model",
-    "names_of",
     "use",
 ]

@@ -86,10 +86,11 @@ def components_of(source: Source) -> list[Component]:
 
 
 def _marks(source: Source, definition: Definition) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the kind and the names of each mark of a definition."""
     for call in definition.decorator_list:
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        if not isinstance(call, ast.Call):
             continue
-        module, kind = source.imported.get(call.func.id, ("", ""))
+        module, kind = _called(source, call.func)
         if kind not in KINDS or not module.startswith("chanprune.components"):
             continue
         given = [a.value if isinstance(a, ast.Constant) else None for a in call.args]
@@ -102,6 +103,15 @@ def _marks(source: Source, definition: Definition) -> Iterator[tuple[str, tuple[
         yield kind, names
 
 
+def _called(source: Source, function: ast.expr) -> tuple[str, str]:
+    """Return where `method`, or `components.method`, comes from: its module, and its name there."""
+    if isinstance(function, ast.Name):
+        return source.imported.get(function.id, ("", ""))
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+        return ".".join(source.imported.get(function.value.id, ("", ""))), function.attr
+    return "", ""
+
+
 def _component(
     source: Source, defined: str, definition: Definition, kind: str, names: tuple[str, ...]
 ) -> Component:
@@ -112,6 +122,8 @@ def _component(
     given = {key, *SIZES} if kind == "model" else set()
     if kind == "model" and "num_classes" not in taken:
         raise UserError(f"{source.path}: model {names[0]} must take num_classes")
+    if kind != "model" and key in taken:
+        raise UserError(f"{source.path}: {kind} {names[0]} takes {key}, by which it is chosen")
     options = {
         name: _option(names[0], name, *what, signature.help.get(name, ""))
         for name, what in taken.items()

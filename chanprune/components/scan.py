@@ -63,12 +63,14 @@ def find(kind: str, name: str) -> Component | None:
     Raises:
         UserError: The user's own components cannot be read.
     """
-    return _known().get((kind, name))
+    return known(kind).get(name)
 
 
-def names_of(kind: str) -> list[str]:
-    """List what a component of a kind may be called."""
-    return [name for each, name in _known() if each == kind]
+def known(kind: str) -> Mapping[str, Component]:
+    """Return all components of a kind by name; raises as `find` does."""
+    own = _of_user(_in_use[0]) if _in_use else {}
+    both = {**_built_in(), **own}
+    return {name: component for (each, name), component in both.items() if each == kind}
 
 
 def is_own(component: Component) -> bool:
@@ -110,14 +112,10 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return imported(component)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(names_of(self.kind))
+        return iter(known(self.kind))
 
     def __len__(self) -> int:
-        return len(names_of(self.kind))
-
-
-def _known() -> Mapping[Key, Component]:
-    return {**_built_in(), **_of_user(_in_use[0])} if _in_use else _built_in()
+        return len(known(self.kind))
 
 
 @cache

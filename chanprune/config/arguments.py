@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 
 from chanprune import components
 from chanprune.config.checks import did_you_mean
-from chanprune.config.schema import OPTIONAL_PATHS, PATHS
+from chanprune.config.schema import PATHS
 from chanprune.files.reading import text_of, yaml_of
 from chanprune.processes.errors import UserError
 
@@ -36,7 +36,10 @@ def all_checked(arguments: Sequence[str], folders: Sequence[Path], sweeps: bool)
         UserError: One of them cannot be.
     """
     _use_components(arguments)
-    return [_checked(a, folders, sweeps) for a in arguments if not _is_unset(a)]
+    given = [argument for argument in arguments if not _is_unset(argument)]
+    paths = _paths()
+    quoted = [_quoted(argument, sweeps, paths) for argument in given]
+    return [_checked(argument, folders, sweeps) for argument in quoted]
 
 
 def _use_components(arguments: Sequence[str]) -> None:
@@ -55,7 +58,6 @@ def _is_unset(argument: str) -> bool:
 
 def _checked(argument: str, folders: Sequence[Path], sweeps: bool) -> str:
     """Check one KEY=VALUE; let a key that Hydra does not know pass on to the schema."""
-    argument = _quoted(argument, sweeps)
     _, key, value = re.fullmatch(OVERRIDE, argument).groups()  # type: ignore[union-attr]
     try:
         parsed = OverridesParser.create().parse_override(argument)
@@ -103,16 +105,27 @@ def _check_file(key: str, path: Path) -> None:
         raise UserError(f"{path}: its first line must be `# @package _global_`, not {first!r}")
 
 
-def _quoted(argument: str, sweeps: bool) -> str:
+def _paths() -> dict[str, bool]:
+    """Return the options that hold a path, each with whether it may be null."""
+    own = {
+        f"{kind}.{key}": option.annotation != components.FilePath
+        for kind in components.KINDS
+        for component in components.known(kind).values()
+        for key, option in component.options.items()
+        if components.is_path(option.annotation)
+    }
+    return {**own, **PATHS, SWEEP_DIR: False}
+
+
+def _quoted(argument: str, sweeps: bool, paths: Mapping[str, bool]) -> str:
     """Quote the value of an option that is a path, so that Hydra takes it as it stands.
 
     In a sweep, commas part several values; a path that has one needs quotes there.
     """
     plus, key, value = re.fullmatch(OVERRIDE, argument).groups()  # type: ignore[union-attr]
-    is_null = key in OPTIONAL_PATHS and value in {"", "null"}
+    is_null = paths.get(key) and value in {"", "null"}
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    is_path = key in PATHS | OPTIONAL_PATHS | {SWEEP_DIR}
-    if not is_path or is_null or is_quoted or (sweeps and "," in value):
+    if key not in paths or is_null or is_quoted or (sweeps and "," in value):
         return argument
     return as_text(f"{plus}{key}", value)
 

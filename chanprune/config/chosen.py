@@ -28,7 +28,7 @@ def chosen_component(kind: str, values: Mapping[str, Any]) -> Component:
     found = components.find(kind, name) if isinstance(name, str) else None
     if found is not None and found.key == key:
         return found
-    known = sorted([*components.names_of(kind), *(["compact"] if kind == "model" else [])])
+    known = sorted([*components.known(kind), *(["compact"] if kind == "model" else [])])
     listed, hint = ", ".join(known), did_you_mean(str(name), known)
     if key not in values:
         raise UserError(f"{kind}.name is missing; it must be one of {listed}")

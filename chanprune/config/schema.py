@@ -32,9 +32,11 @@ from chanprune.config.checks import Section, check
 from chanprune.config.chosen import check_demands, chosen_component, section_of
 from chanprune.processes.errors import UserError
 
-# The options that hold a path, and those of them that may be null.
-PATHS = {"dataset.root", "cache.dir", "model.run", "run"}
-OPTIONAL_PATHS = {"run.dir", "resume", "control_of", "components", "model.weights", "prune.widths"}
+# The options that hold a path, beside those of components; whether they may be null.
+PATHS = {
+    **dict.fromkeys(("cache.dir", "model.run", "run"), False),
+    **dict.fromkeys(("run.dir", "resume", "control_of", "components", "prune.widths"), True),
+}
 
 
 def _ascending(values: list[float]) -> list[float]:

@@ -1,7 +1,10 @@
 """Imports point downwards only."""
 
 import ast
+import re
 from pathlib import Path
+
+from chanprune.methods import METHODS
 
 PACKAGE = Path(__file__).parents[1] / "chanprune"
 COMMANDS = {"train", "evaluate", "summarize", "search", "report", "cache", "reproduce"}
@@ -72,6 +75,14 @@ def test_imports_point_downwards():
             continue
         used = {other.split(".")[1] for other in modules_that_are_imported(path) if "." in other}
         assert used <= ALLOWED[package] | {package}, f"{name} imports {used - ALLOWED[package]}"
+
+
+def test_the_pipeline_knows_no_method_by_name():
+    own = set(METHODS) - {"none", "random"}  # which are words
+    own |= {metric for name in METHODS for metric in METHODS[name].percentages}
+    for path in (PACKAGE / "pipeline").glob("*.py"):
+        words = set(re.findall(r"\w+", path.read_text(encoding="utf-8").lower()))
+        assert not words & own, f"{path.name}: {words & own}"
 
 
 def test_methods_know_charts_and_no_pictures():

@@ -56,9 +56,11 @@ class Fault:
         if not path.startswith(f"{self.folder}{os.sep}"):
             return
         number = len(self.operations)
-        self.operations.append(f"{event} {path.removeprefix(f'{self.folder}{os.sep}')}")
         if self.kind == "full" and number >= self.position and event in TAKES_ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        if "tfevents" in path:  # TensorBoard's thread may do it a little earlier or later
+            return
+        self.operations.append(f"{event} {path.removeprefix(f'{self.folder}{os.sep}')}")
         self.busy = True
         if self.kind == "copy":
             self._copy(number, Path(path), values[2] if event == "open" else None)

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=30, help="of the whole search (30)")
     parser.add_argument("--config-dir", type=Path, help="adds configuration files of your own")
     parser.add_argument("--dir", type=Path, help="default: outputs/search/<hash of the arguments>")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     with one_line():
         search(options.arguments, options.trials, options.dir, options.config_dir)
 

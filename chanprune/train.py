@@ -73,7 +73,7 @@ def _do_together(asked: Asked) -> dict[str, str]:
     from chanprune.processes.parallel import joined
 
     with joined():
-        _refuse_differences(asked.config)
+        _refuse_differences({**asked.config, "components": components.own_code(asked.config)})
         finished = _look_together(asked)
         if ranks.is_first():
             return _do(asked)
@@ -110,7 +110,10 @@ def _look_together(asked: Asked) -> bool:
 def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
     """Do what is left of a run; raises as `train` does."""
     run_dir, here = asked.run_dir, asked.here
-    if _is_whole(look(run_dir, asked.config, asked.overwrite)):
+    code = components.own_code(asked.config)
+    found = look(run_dir, asked.config, asked.overwrite)
+    _refuse_other_code(found, code, run_dir)
+    if _is_whole(found):
         return _tell_finished(run_dir)
     refuse_missing_data(here)
     if here["prune"]["widths"] is not None:
@@ -123,7 +126,6 @@ def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
     from chanprune.pipeline.run import run
 
     prepared = prepare(here)
-    own = {"name": components.in_use(), "digest": components.digest_in_use()}
     images = {"images": prepared.dataset.digest(), "files": prepared.dataset.times()}
     with only_process(run_dir):
         found = look(run_dir, asked.config, asked.overwrite)
@@ -132,13 +134,11 @@ def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
         if found.state == "nothing":
             origin: dict[str, Any] = {"control": dict(asked.control)} if asked.control else {}
             where = where_it_begins(run_dir)
-            origin |= {"components": own} if own["name"] else {}
+            origin |= {"components": code} if code else {}
             environment = {**describe_environment(), **where, **images, **origin}
             begin(run_dir, {"config": asked.config, "environment": environment})
         else:
             _compare_images(found, images, run_dir, here["dataset"])
-            if found.record["environment"].get("components", own) != own:
-                print(f"components={own['name']} is not, or no longer, what the run began with")
             _tell_unfinished(run_dir, found)
             go_on(run_dir, found)
         run(here, prepared, run_dir, asked.cache_dir, watch)
@@ -170,6 +170,16 @@ def _tell_unfinished(run_dir: Path, found: Found) -> None:
         )
     else:
         print(f"{run_dir} holds this run, unfinished; it goes on where it was saved")
+
+
+def _refuse_other_code(found: Found, code: Mapping[str, str], run_dir: Path) -> None:
+    """Refuse a run that was made with other code of the user's own; raises UserError."""
+    began = found.record.get("environment", {}).get("components")
+    if began and code and began.get("digest") != code["digest"]:
+        raise UserError(
+            f"run.dir={run_dir} holds a run that was made with other code than components="
+            f"{code['name']} is now; put that back, or give another run.dir, or run.overwrite=true"
+        )
 
 
 def _compare_images(

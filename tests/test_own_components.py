@@ -17,6 +17,7 @@ from chanprune.channels import Plan, compact, count, trace
 from chanprune.models import build
 from chanprune.processes.errors import UserError
 from tests.commands import call, train
+from tests.networks import but_slow
 
 PAGE = Path(__file__).parents[1] / "docs" / "own_components.md"
 FILE = re.compile(r"^`(\S+)`\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -118,13 +119,30 @@ def test_a_search(folder):
     assert asked.returncode == 0, asked.stderr
 
 
-@pytest.mark.slow
-def test_the_stages_of_changed_code_are_not_taken(folder):
+CHANGED = ["mine/mobilenetv2.py", "mine/helper.py"]
+
+
+@pytest.mark.parametrize("changed", but_slow(CHANGED, CHANGED[0]))
+def test_a_run_of_other_code_is_another_run(changed, folder):
+    """Also where it is not in the file of the component, but in one that this imports."""
+    (folder / "mine/helper.py").write_text("SCALE = 1\n")
+    network = folder / "mine/mobilenetv2.py"
+    network.write_text(
+        network.read_text().replace("\nfrom torch", "\nimport mine.helper\nfrom torch")
+    )
     options = (*MINE, *ALL, *SHORT, "method=none")
     assert train(*options, "run.dir=a", cwd=folder).returncode == 0
-    code = folder / "mine/mobilenetv2.py"
-    code.write_text(code.read_text() + "# changed\n")
-    assert "taken from" not in train(*options, "run.dir=b", cwd=folder).stdout
+    assert train(*options, cwd=folder).returncode == 0
+    assert len(list((folder / "outputs/cache").glob("*/about.json"))) == 1
+    with (folder / changed).open("a") as file:
+        file.write("# changed\n")
+    refused = train(*options, "run.dir=a", cwd=folder)
+    assert refused.returncode == 2 and "made with other code than components=mine" in refused.stderr
+    resumed = train("resume=a", "components=mine", cwd=folder)
+    assert resumed.returncode == 2 and resumed.stderr == refused.stderr
+    again = train(*options, cwd=folder)
+    assert again.returncode == 0 and "holds this run" not in again.stdout
+    assert len(list((folder / "outputs/arrays").iterdir())) == 2
     assert len(list((folder / "outputs/cache").glob("*/about.json"))) == 2
 
 
@@ -148,6 +166,7 @@ def test_a_mistake_in_an_option_gets_one_line(argument, message, folder):
 
 
 HEAD = "from chanprune.components import method, model\nfrom chanprune.methods import Method\n"
+TAKES = "@method('fresh')\nclass A(Method):\n def __init__(self, {}): ..."
 FILES = [
     ("@method('fpgm')\nclass A(Method): pass", "method fpgm is in "),
     ("@method('slimming')\nclass A(Method): pass", "is one of chanprune's"),
@@ -173,7 +192,66 @@ FILES = [
         "  math.sqrt(2)",
         "may use built-in names alone (NameError: name 'math' is not defined)",
     ),
+    ("import sys; sys.exit(0)\n@method('fresh')\nclass A(Method): pass", "SystemExit: 0"),
+    (
+        "N = 4\nN += 1\n" + TAKES.format("x: int = N"),
+        "x: int",
+    ),
+    (
+        "N = 4\n@method('fresh')\nclass A(Method):\n N = 7\n def __init__(self, x: int = N): ...",
+        "x: int",
+    ),
+    ("class B(B): ...\n@method('fresh')\nclass A(B): ...", "extends itself"),
+    (
+        TAKES.format("x: Sequence[Sequence[int]] = ()"),
+        "x: Seq",
+    ),
+    (TAKES.format("x: int = 1 // 0"), "x: int"),
+    (
+        TAKES.format("model_dump: int = 0"),
+        "model_dump",
+    ),
+    (TAKES.format("_x: int = 0"), "_x"),
+    (
+        TAKES.format("x: int = 0").replace("...", "raise ValueError('no')"),
+        "ValueError: no",
+    ),
+    ("@method('fresh')\nclass A: ...", "is no Method"),
 ]
+
+
+STRONG = (
+    HEAD
+    + """
+from chanprune.components import Positive
+from chanprune.methods.layerwise import L1Norm
+
+@method("strong")
+class Strong(L1Norm):
+    def __init__(self, strength: Positive = 1.0, **layerwise: object):
+        super().__init__(**layerwise)
+        self.strength = strength
+
+    def loss(self, *arguments):
+        loss, logits = super().loss(*arguments)
+        return self.strength * loss, logits
+"""
+)
+
+
+def test_what_a_method_inherits_does_not_make_its_training_anothers(folder):
+    (folder / "mine/strong.py").write_text(STRONG)
+    (folder / "mine/configs/method/strong.yaml").write_text("name: strong\n")
+    for strength in ("1.0", "2.0"):
+        options = (
+            "model=vgg11",
+            "method=strong",
+            f"method.strength={strength}",
+            "dataset.share=0.1",
+        )
+        asked = train(*MINE, *options, *SHORT, f"run.dir={strength}", cwd=folder)
+        assert asked.returncode == 0, asked.stderr
+    assert len(list((folder / "outputs/cache").glob("*/about.json"))) == 2
 
 
 @pytest.mark.parametrize(("text", "message"), FILES)

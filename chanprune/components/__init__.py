@@ -25,12 +25,13 @@ from chanprune.components.options import (
 )
 from chanprune.components.scan import (
     Registry,
-    digest_in_use,
     find,
     imported,
     in_use,
     is_own,
     known,
+    make,
+    own_code,
     use,
 )
 
@@ -55,11 +56,12 @@ __all__ = [
     "Text",
     "Width",
     "dataset",
-    "digest_in_use",
     "find",
     "imported",
     "in_use",
     "is_own",
+    "make",
+    "own_code",
     "is_path",
     "known",
     "method",

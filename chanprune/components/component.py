@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from chanprune.components.options import may_be_option
 from chanprune.components.source import Definition, Source
 from chanprune.processes.errors import UserError
@@ -116,7 +118,10 @@ def _component(
     source: Source, defined: str, definition: Definition, kind: str, names: tuple[str, ...]
 ) -> Component:
     signature = _Signature()
-    _read(source, definition, signature)
+    try:
+        _read(source, definition, signature)
+    except RecursionError as error:
+        raise UserError(f"{source.path}: {defined} extends itself") from error
     taken = signature.taken
     key = "library" if kind == "model" and "library" in taken else "name"
     given = {key, *SIZES} if kind == "model" else set()
@@ -129,6 +134,9 @@ def _component(
         for name, what in taken.items()
         if name not in given
     }
+    for name in options:
+        if name.startswith("_") or hasattr(BaseModel, name):
+            raise UserError(f"{source.path}: an option cannot be called {name}")
     return Component(
         kind,
         names,
@@ -206,7 +214,7 @@ def _option(
         kind = source.value(annotation) if annotation else None
         value = source.value(default) if default else None
         fits = may_be_option(kind)
-    except (NameError, TypeError, ValueError, AttributeError):
+    except Exception:  # whatever the expression does
         fits = False
     if not fits:
         where = f"{source.path}:{annotation.lineno}" if annotation else f"{source.path}"

@@ -62,12 +62,17 @@ def may_be_option(annotation: Any) -> bool:
         others = [each for each in inside if each is not type(None)]
         return len(others) == 1 and may_be_option(others[0])
     if origin in {list, Sequence}:
-        return may_be_option(inside[0])
+        return _is_plain(inside[0])
     if origin in {dict, Mapping}:
-        return inside[0] is str and may_be_option(inside[1])
+        return inside[0] is str and _is_plain(inside[1])
     if origin is Literal:
         return all(isinstance(choice, str) for choice in inside)
-    return annotation in {bool, int, float, str}
+    return _is_plain(annotation)
+
+
+def _is_plain(annotation: Any) -> bool:
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    return kind in {bool, int, float, str}
 
 
 def is_path(annotation: Any) -> bool:

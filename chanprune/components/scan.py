@@ -5,15 +5,16 @@ A component is found by the text of its file, and imported when it is made.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from chanprune.components.component import Component, components_of
+from chanprune.components.code import digest_of
+from chanprune.components.component import KINDS, Component, components_of
 from chanprune.components.source import path_of, source_of
 from chanprune.processes.errors import UserError
 
@@ -47,14 +48,17 @@ def in_use() -> str | None:
     return _in_use[0] if _in_use else None
 
 
-def digest_in_use() -> str:
-    """Return a hash of the files of the user's own components; "" without any."""
-    if not _in_use:
-        return ""
-    hashed = hashlib.sha256()
-    for path, module in _files(_in_use[0]):
-        hashed.update(f"{module}\0".encode() + path.read_bytes())
-    return hashed.hexdigest()
+def own_code(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the "name" and a "digest" of the user's own code; nothing if a run has none of it.
+
+    Args:
+        config: The configuration of the run.
+    """
+    chosen = [(kind, config[kind]) for kind in KINDS]
+    found = [find(kind, v.get("library", v.get("name", ""))) for kind, v in chosen]
+    if not any(component and is_own(component) for component in found):
+        return {}
+    return {"name": _in_use[0], "digest": digest_of(_files(_in_use[0]))}
 
 
 def find(kind: str, name: str) -> Component | None:
@@ -88,15 +92,50 @@ def imported(component: Component) -> Any:
         return getattr(importlib.import_module(component.module), component.defined)
     try:
         module = importlib.import_module(component.module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{component.path} cannot be imported: {reason}") from error
-    if not module.__file__ or Path(module.__file__).resolve() != component.path.resolve():
+    place = getattr(module, "__file__", None)
+    if not place or Path(place).resolve() != component.path.resolve():
         raise UserError(
             f"{component.path} cannot be imported: a module {component.module} is at "
-            f"{module.__file__ or 'another place'}, so give yours another name"
+            f"{place or 'another place'}, so give yours another name"
         )
-    return getattr(module, component.defined)
+    made = getattr(module, component.defined)
+    _refuse_other_defaults(component, made)
+    return made
+
+
+def _refuse_other_defaults(component: Component, made: Callable[..., Any]) -> None:
+    """Refuse a signature whose defaults are not what its file says; raises UserError."""
+    for name, parameter in inspect.signature(made).parameters.items():
+        option = component.options.get(name)
+        if option is None or option.is_required:
+            continue
+        default = parameter.default
+        if (list(default) if isinstance(default, tuple) else default) != option.default:
+            raise UserError(
+                f"{component.path}: the default of {name} reads {option.default!r} and is "
+                f"{default!r} when the file is imported; write the value out"
+            )
+
+
+def make(component: Component, **options: Any) -> Any:
+    """Make a method, a network or a data set.
+
+    Raises:
+        UserError: The file is the user's, and fails.
+    """
+    made = imported(component)
+    try:
+        return made(**options)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not is_own(component):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{component.path}: {component.defined} fails: {reason}") from error
 
 
 class Registry(Mapping[str, Callable[..., Any]]):
@@ -179,5 +218,7 @@ def _files(name: str) -> Iterator[tuple[Path, str]]:
     if path.is_file():
         yield path, module
         return
-    for file in sorted(path.glob("*.py")):
+    for file in sorted(path.glob("[!.]*.py")):
+        if not file.is_file():
+            continue
         yield file, module if file.stem == "__init__" else f"{module}.{file.stem}"

@@ -35,21 +35,23 @@ class Source:
     def __init__(self, path: Path, module: str):
         self.path, self.module = path, module
         try:
-            tree = ast.parse(path.read_bytes(), str(path))
+            self.tree = ast.parse(path.read_bytes(), str(path))
         except SyntaxError as error:
             raise UserError(f"{path}:{error.lineno}: {error.msg}") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
-        self.definitions = {node.name: node for node in tree.body if isinstance(node, Definition)}
-        self._values = dict(_assigned(tree))
+        self.definitions = {
+            node.name: node for node in self.tree.body if isinstance(node, Definition)
+        }
+        self._values = dict(_assigned(self.tree))
         self.imported = {
-            alias.asname or alias.name: (self._absolute(node), alias.name)
-            for node in ast.walk(tree)
+            alias.asname or alias.name: (self.absolute(node), alias.name)
+            for node in ast.walk(self.tree)
             if isinstance(node, ast.ImportFrom)
             for alias in node.names
         }
 
-    def _absolute(self, node: ast.ImportFrom) -> str:
+    def absolute(self, node: ast.ImportFrom) -> str:
         """Return the module that an import statement names, which may be relative to this one."""
         if not node.level:
             return node.module or ""
@@ -119,13 +121,14 @@ source_of = cache(Source)
 
 
 def _assigned(tree: ast.Module) -> list[tuple[str, ast.expr]]:
-    """List the names that a module gives to values."""
+    """List the names that a module gives to values, once."""
+    stored = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and type(n.ctx) is ast.Store]
     return [
         (target.id, node.value)
         for node in tree.body
         if isinstance(node, ast.Assign)
         for target in node.targets
-        if isinstance(target, ast.Name)
+        if isinstance(target, ast.Name) and stored.count(target.id) == 1
     ]
 
 
@@ -144,6 +147,6 @@ def path_of(module: str) -> Path | None:
     if spec is None:
         return None
     if spec.origin:
-        return Path(spec.origin)
+        return Path(spec.origin) if Path(spec.origin).is_file() else None
     folders = list(spec.submodule_search_locations or ())
     return Path(folders[0]) if folders else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chanprune import components
 from chanprune.config.control import control
 from chanprune.config.recorded import NOT_RECORDED, checked_config
 from chanprune.config.schema import refuse_missing_data, validate
@@ -57,7 +58,7 @@ def understood(composed: Mapping[str, Any]) -> Asked:
         if recorded is None:
             raise UserError(f"resume={run_dir}: no run is there; give the directory of a run")
         config = recorded
-    run_dir = run_dir or default_dir(config)
+    run_dir = run_dir or default_dir(config, components.own_code(config))
     cache_dir = Path(apart["cache"]["dir"]) if apart["cache"]["enabled"] else None
     overwrite = apart["run"]["overwrite"]
     here = config if overwrite else located(run_dir, config, root)

@@ -58,7 +58,7 @@ def check_demands(
             demand(options, config)
         except ValueError as error:
             raise UserError(str(error)) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"{component.path}: demands of {component.names[0]} fails, which may use built-in "
                 f"names alone ({type(error).__name__}: {error})"

@@ -190,13 +190,18 @@ def _on_plain(function: Callable[[dict[str, Any]], Any], config: DictConfig) -> 
 
 def _are_sweep(flags: list[str]) -> bool:
     """Tell whether the flags ask for several runs; refuse what is no flag of Hydra's."""
+    parser = get_args_parser()
+    known = {name for action in parser._actions for name in action.option_strings}
     for flag in flags:
-        if flag.partition("=")[0] in NOT_TAKEN:
+        name = flag.partition("=")[0]
+        if name in NOT_TAKEN:
             raise UserError(f"{flag}: not taken here; --config-dir=FOLDER adds files of your own")
+        if name.startswith("-") and name not in known:  # argparse would take it for a longer one
+            raise UserError(f"{flag}: unknown flag; --help shows what can be given")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            asked = get_args_parser().parse_args(flags)
+            asked = parser.parse_args(flags)
     except SystemExit as leaving:
         if not leaving.code:
             raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from chanprune.components import Registry
+from chanprune.components import Registry, find, make
 from chanprune.data.batches import (
     MemoryBatches,
     StreamBatches,
@@ -14,6 +15,7 @@ from chanprune.data.batches import (
 )
 from chanprune.data.dataset import Dataset, DatasetInfo, FileLoader, Loader, SplitName, assemble
 from chanprune.data.source import MemorySource
+from chanprune.processes.errors import UserError
 
 DATASETS = Registry("dataset")
 
@@ -25,7 +27,7 @@ def describe(name: str, **options: Any) -> DatasetInfo:
         name: One of `DATASETS`.
         options: See `Loader`.
     """
-    info: DatasetInfo = DATASETS[name](**options).describe()
+    info: DatasetInfo = _loader(name, options).describe()
     return info
 
 
@@ -40,8 +42,15 @@ def load(name: str, *, seed: int, **options: Any) -> Dataset:
     Raises:
         UserError: The data is not there, cannot be downloaded, or is damaged.
     """
-    dataset: Dataset = DATASETS[name](**options).load(seed)
+    dataset: Dataset = _loader(name, options).load(seed)
     return dataset
+
+
+def _loader(name: str, options: Mapping[str, Any]) -> Any:
+    component = find("dataset", name)
+    if component is None:
+        raise UserError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
+    return make(component, **options)
 
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from chanprune.components import Registry, find, imported, in_use
+from chanprune.components import Registry, find, in_use, make
 from chanprune.models.library import load_weights
 from chanprune.processes.errors import UserError
 
@@ -46,9 +46,10 @@ def build(
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     given = {"name": name, "library": library, **sizes}
     wanted = {*component.sizes, *component.options}
-    made: nn.Module = imported(component)(
-        **{key: value for key, value in given.items() if key in wanted}, **options
-    )
+    taken = {key: value for key, value in given.items() if key in wanted}
+    made = make(component, **taken, **options)
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{component.path}: {component.defined} returns no nn.Module")
     return made
 
 

@@ -21,7 +21,8 @@ from chanprune.channels import (
     keeping_random_numbers,
     trace,
 )
-from chanprune.methods import METHODS, Method, PruneOptions, select
+from chanprune.components import find, make
+from chanprune.methods import Method, PruneOptions, select
 from chanprune.models import architecture, build, load_weights
 from chanprune.pipeline.model_file import compact_afresh, original
 from chanprune.pipeline.network import Network
@@ -86,7 +87,11 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
 def make_method(config: Mapping[str, Any]) -> Method:
     """Make the method that the configuration names, as it is before training."""
     options = dict(config["method"])
-    method: Method = METHODS[options.pop("name")](**options)
+    component = find("method", options.pop("name"))
+    assert component is not None
+    method = make(component, **options)
+    if not isinstance(method, Method):
+        raise UserError(f"{component.path}: {component.defined} is no Method of chanprune.methods")
     return method
 
 

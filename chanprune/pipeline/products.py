@@ -42,7 +42,8 @@ def write_products(network: Network, facts: Facts, whole: Cost, job: Job) -> dic
     """
     stages = [asdict(row) for row in facts.rows]
     charts = [*facts.charts, *_charts(network, facts, stages)]
-    announce(job.run_dir, [f"{chart.name}.png" for chart in charts])
+    charts = list({chart.file: chart for chart in charts}.values())
+    announce(job.run_dir, [chart.file for chart in charts])
     _write_model(network, job)
     if facts.prunings:
         write_json(job.run_dir / "plan.json", _plan(network, facts, job))

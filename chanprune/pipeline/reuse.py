@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from chanprune.components import digest_in_use
+from chanprune.components import find, is_own, own_code
 from chanprune.files.digest import digest
 from chanprune.files.reading import json_if_any, text_of
 from chanprune.files.writing import (
@@ -36,7 +36,7 @@ from chanprune.files.writing import (
     write_json,
     write_text,
 )
-from chanprune.methods import METHODS
+from chanprune.methods import METHODS, Method
 from chanprune.pipeline.checkpoint import BEFORE, NEWEST, CheckpointError, epochs_done, read
 from chanprune.pipeline.prepare import Prepared
 from chanprune.pipeline.record import Record
@@ -57,17 +57,18 @@ def training_depends_on(config: Mapping[str, Any], prepared: Prepared) -> dict[s
     Data and weights are known by what they are: by the digests of the images and of the network's
     initial tensors.
     """
-    method = METHODS[config["method"]["name"]]
+    name = config["method"]["name"]
+    trains_as, after_training = _said(name, "trains_as"), _said(name, "after_training")
     asked = with_retired(config)["method"]
-    own = {key: value for key, value in asked.items() if key not in method.after_training}
+    own = {key: value for key, value in asked.items() if key not in after_training}
     dataset, network = prepared.dataset, prepared.network
     options = {
         section: {k: v for k, v in config[section].items() if k not in PLACES | WITHOUT_EFFECT}
         for section in ("model", "dataset")
     }
-    own_code = digest_in_use()
+    code = own_code(config)
     return {
-        **({"components": own_code} if own_code else {}),
+        **({"components": code["digest"]} if code else {}),
         "format": FORMAT,
         "torch": str(torch.__version__),
         "processor": _processor(prepared.device),
@@ -78,10 +79,20 @@ def training_depends_on(config: Mapping[str, Any], prepared: Prepared) -> dict[s
         "plan": network.plan.to_json(),
         "tensors": _digest_of(network.model),
         "images": [dataset.digest(), dataset.times(), dataset.mean, dataset.std, dataset.streams],
-        "method": own if not method.trains_as else {"name": method.trains_as},
+        "method": {"name": trains_as} if trains_as else own,
         "train": {k: v for k, v in config["train"].items() if k != "save_every_minutes"},
-        "prune": asdict(prepared.prune) if method.trains_for_pruning else None,
+        "prune": asdict(prepared.prune) if METHODS[name].trains_for_pruning else None,
     }
+
+
+def _said(name: str, what: str) -> Any:
+    """Return an attribute of a method; of a user's own, not what it inherits from one of ours.
+
+    Its training may be another than that of the class that it extends.
+    """
+    method, component = METHODS[name], find("method", name)
+    is_ours = component is None or not is_own(component)
+    return getattr(method if is_ours or what in vars(method) else Method, what)
 
 
 def _processor(device: torch.device) -> list[str | int]:

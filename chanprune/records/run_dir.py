@@ -52,12 +52,17 @@ class Found:
 NOTHING = Found("nothing")
 
 
-def default_dir(config: dict[str, Any]) -> Path:
-    """Return outputs/<dataset>/<model>-<method>-<hash>, the same for the same configuration."""
+def default_dir(config: dict[str, Any], code: Mapping[str, str]) -> Path:
+    """Return outputs/<dataset>/<model>-<method>-<hash>, the same for the same configuration.
+
+    Args:
+        config: The configuration.
+        code: The user's own code that it names, see `components.own_code`.
+    """
     model, method = config["model"]["name"], config["method"]["name"]
-    return Path(
-        "outputs", config["dataset"]["name"], f"{model}-{method}-{digest(with_retired(config), 8)}"
-    )
+    described: Any = with_retired(config)
+    key = digest([described, code["digest"]] if code else described, 8)
+    return Path("outputs", config["dataset"]["name"], f"{model}-{method}-{key}")
 
 
 def recorded_config(run_dir: Path) -> dict[str, Any] | None:
@@ -106,7 +111,7 @@ def located(run_dir: Path, config: Mapping[str, Any], root: str | None = None) -
     here = {section: dict(config[section]) for section, _ in PLACES}
     for section, key in PLACES:
         path = config[section].get(key)
-        if path and not Path(path).is_absolute():
+        if isinstance(path, str) and path and not Path(path).is_absolute():
             here[section][key] = _found(path, began, run_dir.absolute())
     if root is not None:
         here["dataset"]["root"] = root
@@ -303,7 +308,7 @@ def begin(run_dir: Path, record: Mapping[str, Any]) -> None:
     """
     try:
         for name in (*pictures_of(run_dir), *OURS):  # the manifest last, which names the pictures
-            if name != CONFIG:
+            if name != CONFIG and not (run_dir / name).is_dir():
                 (run_dir / name).unlink(missing_ok=True)
         for old in list(run_dir.iterdir()):
             if LEFT.fullmatch(old.name):

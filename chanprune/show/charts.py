@@ -5,6 +5,7 @@ A title names the run, a heading what of it is shown.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,11 @@ class Chart:
 
     name: str
     heading: str
+
+    @property
+    def file(self) -> str:
+        """Name of its file, whatever a method calls it."""
+        return f"{re.sub('[^A-Za-z0-9_-]', '_', self.name)}.png"
 
 
 @dataclass(frozen=True)

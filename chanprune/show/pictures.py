@@ -43,9 +43,8 @@ def draw(chart: Chart, folder: Path, title: str) -> str:
         RunError: The file cannot be written.
     """
     heading = f"{title}: {chart.heading}" if title else chart.heading
-    path = folder / f"{chart.name}.png"
-    save(_figure(chart, heading), path)
-    return path.name
+    save(_figure(chart, heading), folder / chart.file)
+    return chart.file
 
 
 def save(figure: Figure, path: Path) -> None:

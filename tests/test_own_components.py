@@ -239,6 +239,19 @@ class Strong(L1Norm):
 )
 
 
+def test_scores_of_other_channels_are_refused(folder):
+    (folder / "mine/few.py").write_text(
+        HEAD
+        + "from chanprune.methods.layerwise import L1Norm\n@method('few')\nclass Few(L1Norm):\n"
+        " def scores(self, *given): return {k: v[:-1] for k, v in super().scores(*given).items()}\n"
+    )
+    (folder / "mine/configs/method/few.yaml").write_text("name: few\n")
+    options = ("model=vgg11", "method=few", *SHORT, "dataset.share=0.1", "run.dir=out")
+    refused = train(*MINE, *options, cwd=folder)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+    assert re.search(r"the method scores (\d+) channels of \S+, which has \d+", refused.stderr)
+
+
 def test_what_a_method_inherits_does_not_make_its_training_anothers(folder):
     (folder / "mine/strong.py").write_text(STRONG)
     (folder / "mine/configs/method/strong.yaml").write_text("name: strong\n")

@@ -223,4 +223,6 @@ def refuse_missing_data(config: Mapping[str, Any]) -> None:
 
 def not_a_section(section: str, value: Any) -> UserError:
     """Say that a whole section was replaced by a value."""
-    return UserError(f"{section}={value}: must be a section with keys of its own")
+    of_run = f"; model=compact model.run={value} is the network of that run"
+    hint = of_run if section == "run" else ""
+    return UserError(f"{section}={value}: must be a section with keys of its own{hint}")

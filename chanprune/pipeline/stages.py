@@ -117,7 +117,7 @@ def prune(network: Network, job: Job, method: Method, number: str) -> Outcome:
     """Select channels, compact, check, and measure with and without absorbed constants.
 
     Raises:
-        UserError: So many channels cannot go.
+        UserError: So many channels cannot go, or the scores are not those of the channels.
         RunError: The compact network is not what the masked one is.
     """
     began = time.perf_counter()
@@ -127,6 +127,10 @@ def prune(network: Network, job: Job, method: Method, number: str) -> Outcome:
         selection, scores = method.select_channels(model, graph, job.select)
     except ValueError as error:
         raise UserError(str(error)) from error
+    for name, score in scores.items():
+        if name not in graph.groups or len(score) != graph.groups[name].size:
+            size = graph.groups[name].size if name in graph.groups else 0
+            raise UserError(f"the method scores {len(score)} channels of {name}, which has {size}")
     try:
         plan = graph.cut(Plan(selection.kept)).complete
     except ValueError as error:

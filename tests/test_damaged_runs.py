@@ -153,7 +153,7 @@ def test_overwriting_keeps_what_is_not_the_run_s(finished, tmp_path):
     assert (tmp_path / "elsewhere/image.png").exists()
 
 
-@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("is_whole", but_slow([True, False], True))
 def test_overwriting_removes_the_pictures_of_another_method(is_whole, finished, tmp_path):
     other = [*METHODS["cucb"], *SHORT, "run.dir=out", "cache.enabled=false"]
     assert train(*other, cwd=tmp_path).returncode == 0

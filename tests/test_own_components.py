@@ -122,7 +122,7 @@ def test_a_search(folder):
 CHANGED = ["mine/mobilenetv2.py", "mine/helper.py"]
 
 
-@pytest.mark.parametrize("changed", but_slow(CHANGED, CHANGED[0]))
+@pytest.mark.parametrize("changed", but_slow(CHANGED, *CHANGED))
 def test_a_run_of_other_code_is_another_run(changed, folder):
     """Also where it is not in the file of the component, but in one that this imports."""
     (folder / "mine/helper.py").write_text("SCALE = 1\n")
@@ -239,6 +239,7 @@ class Strong(L1Norm):
 )
 
 
+@pytest.mark.slow
 def test_scores_of_other_channels_are_refused(folder):
     (folder / "mine/few.py").write_text(
         HEAD
@@ -252,6 +253,7 @@ def test_scores_of_other_channels_are_refused(folder):
     assert re.search(r"the method scores (\d+) channels of \S+, which has \d+", refused.stderr)
 
 
+@pytest.mark.slow
 def test_what_a_method_inherits_does_not_make_its_training_anothers(folder):
     (folder / "mine/strong.py").write_text(STRONG)
     (folder / "mine/configs/method/strong.yaml").write_text("name: strong\n")
@@ -267,7 +269,7 @@ def test_what_a_method_inherits_does_not_make_its_training_anothers(folder):
     assert len(list((folder / "outputs/cache").glob("*/about.json"))) == 2
 
 
-@pytest.mark.parametrize(("text", "message"), FILES)
+@pytest.mark.parametrize(("text", "message"), but_slow(FILES, *FILES[6:]))
 def test_a_file_that_cannot_be_gets_one_line(text, message, folder):
     (folder / "mine/new.py").write_text(HEAD + text)
     (folder / "mine/configs/method/fresh.yaml").write_text("name: fresh\n")

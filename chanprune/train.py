@@ -98,7 +98,7 @@ def _look_together(asked: Asked) -> bool:
     seen: bool | UserError = False
     if ranks.is_first():
         try:
-            seen = _is_whole(look(asked.run_dir, asked.config, asked.overwrite))
+            seen = _is_whole(_look(asked))
         except UserError as error:
             seen = error
     seen = shared(seen)
@@ -110,10 +110,7 @@ def _look_together(asked: Asked) -> bool:
 def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
     """Do what is left of a run; raises as `train` does."""
     run_dir, here = asked.run_dir, asked.here
-    code = components.own_code(asked.config)
-    found = look(run_dir, asked.config, asked.overwrite)
-    _refuse_other_code(found, code, run_dir)
-    if _is_whole(found):
+    if _is_whole(_look(asked)):
         return _tell_finished(run_dir)
     refuse_missing_data(here)
     if here["prune"]["widths"] is not None:
@@ -128,12 +125,13 @@ def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
     prepared = prepare(here)
     images = {"images": prepared.dataset.digest(), "files": prepared.dataset.times()}
     with only_process(run_dir):
-        found = look(run_dir, asked.config, asked.overwrite)
+        found = _look(asked)
         if _is_whole(found):  # another process was faster
             return _tell_finished(run_dir)
         if found.state == "nothing":
             origin: dict[str, Any] = {"control": dict(asked.control)} if asked.control else {}
             where = where_it_begins(run_dir)
+            code = components.own_code(asked.config)
             origin |= {"components": code} if code else {}
             environment = {**describe_environment(), **where, **images, **origin}
             begin(run_dir, {"config": asked.config, "environment": environment})
@@ -150,6 +148,24 @@ def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
         print(f"picture: {run_dir / picture}")
     print(f"the compact model: chanprune.load({str(run_dir)!r})")
     return _line(run_dir)
+
+
+def _look(asked: Asked) -> Found:
+    """Look at the run's directory; refuse what `look` does, and a run of other code.
+
+    Raises:
+        UserError: The directory holds something else.
+    """
+    found = look(asked.run_dir, asked.config, asked.overwrite)
+    code = components.own_code(asked.config)
+    match found.record:
+        case {"environment": {"components": {"digest": began}}} if code and began != code["digest"]:
+            raise UserError(
+                f"run.dir={asked.run_dir} holds a run that was made with other code than "
+                f"components={code['name']} is now; put that back, or give another run.dir, or "
+                "run.overwrite=true"
+            )
+    return found
 
 
 def _is_whole(found: Found) -> bool:
@@ -170,16 +186,6 @@ def _tell_unfinished(run_dir: Path, found: Found) -> None:
         )
     else:
         print(f"{run_dir} holds this run, unfinished; it goes on where it was saved")
-
-
-def _refuse_other_code(found: Found, code: Mapping[str, str], run_dir: Path) -> None:
-    """Refuse a run that was made with other code of the user's own; raises UserError."""
-    began = found.record.get("environment", {}).get("components")
-    if began and code and began.get("digest") != code["digest"]:
-        raise UserError(
-            f"run.dir={run_dir} holds a run that was made with other code than components="
-            f"{code['name']} is now; put that back, or give another run.dir, or run.overwrite=true"
-        )
 
 
 def _compare_images(

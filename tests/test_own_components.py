@@ -14,6 +14,8 @@ from sklearn.datasets import load_digits
 import chanprune
 from chanprune import components
 from chanprune.channels import Plan, compact, count, trace
+from chanprune.components.code import digest_of
+from chanprune.components.source import source_of
 from chanprune.models import build
 from chanprune.processes.errors import UserError
 from tests.commands import call, train
@@ -128,7 +130,7 @@ def test_a_run_of_other_code_is_another_run(changed, folder):
     (folder / "mine/helper.py").write_text("SCALE = 1\n")
     network = folder / "mine/mobilenetv2.py"
     network.write_text(
-        network.read_text().replace("\nfrom torch", "\nimport mine.helper\nfrom torch")
+        network.read_text().replace("\nfrom torch", "\nfrom mine import helper\nfrom torch")
     )
     options = (*MINE, *ALL, *SHORT, "method=none")
     assert train(*options, "run.dir=a", cwd=folder).returncode == 0
@@ -369,3 +371,29 @@ def test_the_filter_nearest_to_all_others_goes_first(known):
     with torch.no_grad():
         filters[5] = filters[torch.arange(len(filters)) != 5].mean(0)
     assert method.scores(model, graph, [group])[group.name].argmin() == 5
+
+
+def test_what_is_imported_from_elsewhere_is_no_code_of_ones_own(tmp_path, monkeypatch):
+    """An environment inside the folder, for one, which holds PyTorch."""
+    inside = tmp_path / "env" / "packages"
+    inside.mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(inside))
+    own, helper, other = tmp_path / "own1.py", tmp_path / "helper1.py", inside / "other1.py"
+    own.write_text("import helper1\nimport other1\n")
+    for file in (helper, other):
+        file.write_text("")
+    digests = [digest_of([(own, "own1")])]
+    for file in (other, helper):
+        file.write_text("# changed\n")
+        source_of.cache_clear()
+        digests.append(digest_of([(own, "own1")]))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_network_of_a_finished_run_may_be_ones_own(known):
+    built_in = {"method": {"name": "none"}, "dataset": {"name": "digits"}}
+    assert not components.own_code({**built_in, "model": {"name": "vgg11"}})
+    assert components.own_code({**built_in, "model": {"name": "compact", "run": "x"}})
+    components.use(None)
+    assert not components.own_code({**built_in, "model": {"name": "compact", "run": "x"}})

@@ -11,19 +11,20 @@ from chanprune.components.source import path_of, source_of
 
 
 def digest_of(files: Iterable[tuple[Path, str]]) -> str:
-    """Return a hash of modules, and of what they import from the same place.
+    """Return a hash of modules, and of what they import from the folder that they are found in.
 
     Args:
         files: Each file with the name of its module.
     """
     found = dict(files)
-    places = {path.resolve().parents[module.count(".")] for path, module in found.items()}
+    places = {_found_in(path, module) for path, module in found.items()}
     todo = list(found.items())
     while todo:
         path, module = todo.pop()
         for other in _imports(path, module):
             there = path_of(other)
-            if there and there not in found and places.intersection(there.resolve().parents):
+            is_new = there and there.suffix == ".py" and there not in found
+            if there and is_new and _found_in(there, other) in places:
                 found[there] = other
                 todo.append((there, other))
     hashed = hashlib.sha256()
@@ -32,10 +33,13 @@ def digest_of(files: Iterable[tuple[Path, str]]) -> str:
     return hashed.hexdigest()
 
 
+def _found_in(path: Path, module: str) -> Path:
+    """Return the folder from which a module is imported by its full name."""
+    return path.resolve().parents[module.count(".") + (path.name == "__init__.py")]
+
+
 def _imports(path: Path, module: str) -> Iterator[str]:
     """Yield the modules that a file imports, and names that may be modules."""
-    if path.suffix != ".py":
-        return
     source = source_of(path, module)
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Import):

@@ -51,12 +51,14 @@ def in_use() -> str | None:
 def own_code(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the "name" and a "digest" of the user's own code; nothing if a run has none of it.
 
+    What a finished run's network is made of (model=compact) is not said here, so it may be.
+
     Args:
         config: The configuration of the run.
     """
     chosen = [(kind, config[kind]) for kind in KINDS]
     found = [find(kind, v.get("library", v.get("name", ""))) for kind, v in chosen]
-    if not any(component and is_own(component) for component in found):
+    if not _in_use or all(component and not is_own(component) for component in found):
         return {}
     return {"name": _in_use[0], "digest": digest_of(_files(_in_use[0]))}
 

@@ -139,6 +139,7 @@ FOLLOWED: dict[str, Callable[[Idiom, Tensor], Any]] = {
     "clamp": between(lambda net, t: torch.clamp(t, 0, 1)),
     "power": between(lambda net, t: t**2),
     "exp": between(lambda net, t: t.exp()),
+    "own tensor": between(lambda net, t: t + torch.linspace(0, 1, 16)),
     "quotient": between(lambda net, t: 2 / (t + 1)),
     "by number of channels": between(lambda net, t: t / t.shape[1]),
     "by number of positions": between(lambda net, t: t / (t.shape[2] * t.size(3))),
@@ -177,43 +178,60 @@ FOLLOWED: dict[str, Callable[[Idiom, Tensor], Any]] = {
     "width beside": beside(lambda f: f.shape[1]),
     "embedding beside": beside(lambda f: f.max(2)[0].max(2)[0]),
     "deviation beside": beside(lambda f: torch.std_mean(f, (2, 3))[1]),
+    "chunk": between(lambda net, t: net.eight(t.chunk(2, 1)[0])),
+    "uneven split": between(lambda net, t: torch.cat(torch.split(t, [4, 12], 1), 1)),
+    "halves read apart": between(
+        lambda net, t: sum(net.eight(half) for half in torch.split(t, 8, 1))
+    ),
+    "channels taken": between(lambda net, t: torch.cat([t[:, 12:], t[:, :12]], 1)),
+    "half of the channels": between(lambda net, t: net.eight(t[:, : t.size(1) // 2])),
+    "narrow": between(lambda net, t: net.eight(t.narrow(1, 4, 8))),
+    "unbind": at_the_end(lambda net, t: torch.stack(t.unbind(1), 1).mean((2, 3))),
+    "chunk beside": beside(lambda f: f.chunk(2, 1)[1]),
+    "argmax beside": beside(lambda f: f.argmax(1)),
+    "max over channels": between(lambda net, t: t * t.max(1, keepdim=True)[0]),
+    "unpool": between(lambda net, t: net.unpool(net.pool(t)[0], net.pool(t)[1])),
+    "transposed": between(lambda net, t: net.up(t)),
+    "assignment": between(lambda net, t: (t.__setitem__((slice(None), 0), 0), t)[1]),
+    "in place and unused": between(lambda net, t: (t.sigmoid_(), t)[1]),
+    "shuffle by hand": between(
+        lambda net, t: t.view(-1, 4, 4, 16, 16).transpose(1, 2).reshape(-1, 16, 16, 16)
+    ),
+    "shuffle by sizes": between(
+        lambda net, t: (
+            t.view(t.size(0), 2, t.size(1) // 2, *t.shape[2:]).transpose(1, 2).reshape(t.shape)
+        )
+    ),
+    "asks for a size": lambda net, x: net.fc(pooled(net.a(x))) if x.shape[1] == 3 else None,
+    "functional convolution": between(lambda net, t: F.conv2d(t, net.plain.weight)),
+    "two by two": between(lambda net, t: torch.rsub(t, net.b(t))),
+    "channels last": between(lambda net, t: torch.relu(t.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
+    "pixel shuffle": between(
+        lambda net, t: F.pixel_unshuffle(F.pixel_shuffle(net.b(t), 2), 2) + net.b(t)
+    ),
+    "stack": between(lambda net, t: torch.stack([t, net.b(t)], 1).sum(1)),
+    "unflatten": between(lambda net, t: t.unflatten(1, (2, 8)).flatten(1, 2)),
+    "attention over positions": between(
+        lambda net, t: (
+            t.flatten(2) @ t.flatten(2).transpose(1, 2).softmax(-1) @ t.flatten(2)
+        ).view(t.shape)
+    ),
+    "roll": between(lambda net, t: t.roll(1, 1) + t.roll(2, 3)),
+    "flip": between(lambda net, t: t.flip(1)),
+}
+# Where dropped channels emit something, although they are zero.
+NONZERO = {
+    "number added",
+    "logsumexp",
+    "quotient",
+    "where",
+    "exp",
+    "clamp from below",
+    "padded with ones",
+    "in place and unused",
 }
 REFUSED: dict[str, tuple[Callable[[Idiom, Tensor], Any], str]] = {
-    "chunk": (
-        between(lambda net, t: net.eight(t.chunk(2, 1)[0])),
-        "operation chunk .* two layers, each with its own output, are followed",
-    ),
-    "split": (
-        between(lambda net, t: torch.cat(torch.split(t, [4, 12], 1), 1)),
-        "operation split",
-    ),
-    "unbind": (at_the_end(lambda net, t: torch.stack(t.unbind(1), 1).mean((2, 3))), "unbind"),
-    "chunk beside": (beside(lambda f: f.chunk(2, 1)[1]), "operation chunk"),
-    "argmax beside": (beside(lambda f: f.argmax(1)), "operation argmax"),
     "unknown thing beside": (beside(lambda f: {1, 2}), "thing of another kind .*set"),
-    "max over channels": (
-        between(lambda net, t: t * t.max(1, keepdim=True)[0]),
-        "does not leave the channels apart",
-    ),
-    "unpool": (between(lambda net, t: net.unpool(net.pool(t)[0], net.pool(t)[1])), "layer unpool"),
-    "transposed": (between(lambda net, t: net.up(t)), "nn.Upsample and a convolution"),
-    "assignment": (
-        between(lambda net, t: (t.__setitem__((slice(None), 0), 0), t)[1]),
-        "operation __setitem__",
-    ),
-    "in place and unused": (
-        between(lambda net, t: (t.sigmoid_(), t)[1]),
-        "in place and its result is not used",
-    ),
-    "shuffle by hand": (
-        between(lambda net, t: t.view(2, 4, 4, 16, 16).transpose(1, 2).reshape(2, 16, 16, 16)),
-        "turns",
-    ),
-    "own tensor": (between(lambda net, t: t + torch.linspace(0, 1, 16)), "register_buffer"),
-    "asks for a size": (
-        lambda net, x: net.fc(pooled(net.a(x))) if x.shape[1] == 3 else None,
-        "decides by the value or the size of a tensor",
-    ),
     "asks for a value": (
         lambda net, x: net.fc(pooled(net.a(x))) if x.max() > 0 else None,
         "decides by the value or the size of a tensor",
@@ -222,9 +240,4 @@ REFUSED: dict[str, tuple[Callable[[Idiom, Tensor], Any], str]] = {
         between(lambda net, t: t * random.random()),
         "draws random numbers",
     ),
-    "functional convolution": (
-        between(lambda net, t: F.conv2d(t, net.plain.weight)),
-        "nn.Conv2d is followed",
-    ),
-    "two by two": (between(lambda net, t: torch.rsub(t, net.b(t))), "combines several tensors"),
 }

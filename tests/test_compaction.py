@@ -197,7 +197,7 @@ def test_the_self_check_finds_a_graph_that_is_wrong():
     """A network whose code was changed behind the graph's back is caught, and the layer named."""
     model = randomise(SMALL["chain"](), 0)
     graph = trace(model, SMALL_SHAPE)
-    model.first[2] = nn.Sigmoid()
+    model.first[2] = nn.Softmax(1)
     with pytest.raises(CompactionError, match="they part at layer second.0"):
         compact(model, graph, Plan({"first.0": [0, 1, 2]}))
 

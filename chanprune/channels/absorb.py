@@ -16,13 +16,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from chanprune.channels import operations as ops
+from chanprune.channels.emptied import keeps_zero
 from chanprune.channels.graph import Cut
 from chanprune.channels.layers import ChannelNumbers, Layer
 from chanprune.channels.modes import evaluating
+from chanprune.channels.operations import name_of
+from chanprune.channels.rebuilt import with_constants
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,13 @@ class _Constants(fx.Interpreter):
     """
 
     def __init__(self, model: nn.Module, small: nn.Module, cut: Cut):
-        super().__init__(fx.GraphModule(model, cut.before.calls), garbage_collect_values=True)
+        with with_constants(model, cut.before.constants):
+            traced = fx.GraphModule(model, cut.before.calls)
+        super().__init__(traced, garbage_collect_values=True)
         self.small = small
         self.layers = cut.before.layers
-        self.input_shape = cut.before.input_shape
+        self.example = cut.before.example
+        self.traced_keep = cut.traced_keep
         self.keep = torch.from_numpy(cut.keep)
         self.errors: dict[str, float] = {}
         self.spread: dict[int, float] = {}
@@ -123,9 +130,9 @@ class _Constants(fx.Interpreter):
     def run_on_zeros(self) -> None:
         """Interpret the network for one image of zeros, in eval mode."""
         parameter = next(self.module.parameters())
-        shape = (1, *self.input_shape)
+        inputs = self.example.inputs(torch.zeros, parameter.dtype, parameter.device)
         with evaluating(self.module):
-            self.run(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
+            self.run(*inputs)
 
     def run_node(self, n: fx.Node) -> Any:
         """Remember the node: what becomes of an output depends on who reads it.
@@ -143,20 +150,40 @@ class _Constants(fx.Interpreter):
         is_layer = self._layer_of(n) is not None
         if sources or is_layer or n.op == "placeholder":
             self.of_images.add(n)
-        if is_layer or lacks or not sources or not isinstance(result, Tensor):
+        if is_layer or not sources or not isinstance(result, Tensor):
             return result
+        if lacks:
+            return self._of_dropped(n, result)
         if self._is_factor(n):
             self.factors.add(n)
             return result
+        lost = self._of_dropped(n, result) if self._makes_something(n) else torch.zeros_like(result)
         for value in lacking:
-            value.zero_()
-        return torch.zeros_like(result)
+            if value is result:
+                value.copy_(lost)
+            else:
+                value.zero_()
+        return lost
+
+    def _makes_something(self, node: fx.Node) -> bool:
+        """Tell whether a call makes something of zeros, on channels that are followed."""
+        return isinstance(node.meta.get("channels"), np.ndarray) and not keeps_zero(node)
+
+    def _of_dropped(self, node: fx.Node, result: Tensor) -> Tensor:
+        """Let kept channels lack nothing behind what makes something of zeros."""
+        if not self._makes_something(node):
+            return result
+        dropped = torch.from_numpy(~self.traced_keep[node.meta["channels"]])
+        return result * dropped.to(result.device)
 
     def _is_factor(self, node: fx.Node) -> bool:
         """Tell whether a product alone reads what an operation makes of zeros."""
         return all(
-            user.target in (ops.PRODUCTS | ops.PRODUCT_METHODS) - ops.DIVISIONS
-            or (user.target in ops.RESHAPING and self._is_factor(user))
+            user.op != "call_module"
+            and (
+                name_of(user) in ops.PRODUCTS
+                or (name_of(user) in ops.RESHAPING and self._is_factor(user))
+            )
             for user in node.users
         )
 
@@ -168,6 +195,8 @@ class _Constants(fx.Interpreter):
         module = self.fetch_attr(str(target))
         if layer.kind == "constant":
             return torch.zeros_like(module())
+        if layer.kind == "scale":
+            return super().call_module(target, args, dict(kwargs))
         lacking = next(iter((*args, *kwargs.values())))
         if layer.kind == "norm":
             return self._behind_norm(module, layer, lacking)
@@ -175,7 +204,7 @@ class _Constants(fx.Interpreter):
 
     def _behind_consumer(self, module: nn.Module, layer: Layer, lacking: Tensor) -> Tensor:
         """Absorb what a convolution or linear layer makes of the constants, or pass it on."""
-        whole: Tensor = module(lacking)
+        whole = module(lacking).movedim(layer.axis, 1)
         bias = _per_channel(module.bias, whole) if isinstance(module.bias, Tensor) else None
         seen = whole if bias is None else whole - bias
         kept = self._kept(layer.outputs).to(seen.device)
@@ -185,7 +214,7 @@ class _Constants(fx.Interpreter):
         elif not self._reaches_norms_alone():
             self.unknown.update(layer.outputs[~self._kept(layer.outputs).numpy()].tolist())
         if not seen.any() or not kept.any():
-            return result
+            return result.movedim(1, layer.axis)
         constant = _positions(seen[0, kept]).mean(1, keepdim=True)
         own = self._parameters_left(layer.name).get("bias")
         if own is not None:
@@ -196,7 +225,7 @@ class _Constants(fx.Interpreter):
             constant = torch.zeros_like(constant)
         error = (_positions(seen[0, kept]) - constant).abs().max().item()
         self.errors[layer.name] = max(error, self.errors.get(layer.name, 0.0))
-        return result
+        return result.movedim(1, layer.axis)
 
     def _behind_norm(self, module: nn.Module, layer: Layer, lacking: Tensor) -> Tensor:
         """Take what the kept inputs lack from the running mean; emit the dropped channels.
@@ -290,7 +319,7 @@ class _Constants(fx.Interpreter):
     def _is_linear(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return isinstance(self.fetch_attr(str(node.target)), ops.LINEAR_MODULES)
-        return node.target in ops.LINEAR_CALLS
+        return name_of(node) in ops.LINEAR_CALLS
 
     def _feeds_relu(self) -> bool:
         return all(self._is_relu(user) for user in self.node.users)
@@ -298,7 +327,7 @@ class _Constants(fx.Interpreter):
     def _is_relu(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return isinstance(self.fetch_attr(str(node.target)), nn.ReLU)
-        return node.target in ops.RELUS
+        return name_of(node) == "relu"
 
 
 def _slope(norm: nn.Module) -> Tensor:

@@ -6,7 +6,7 @@ import inspect
 import logging
 import traceback
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -18,8 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from chanprune.channels import operations as ops
 from chanprune.channels.emptied import Constant
+from chanprune.channels.example import Example
 from chanprune.channels.modes import keeping_random_numbers, random_states
-from chanprune.channels.outputs import holds_tensors, leaves
+from chanprune.channels.outputs import leaves, tensor_shapes
 
 CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -30,43 +31,44 @@ class UnsupportedNetwork(ValueError):  # noqa: N818
     """The network cannot be traced, or its channels cannot be followed; names the layer."""
 
 
-def record_calls(model: nn.Module, input_shape: Sequence[int]) -> fx.Graph:
+def record_calls(model: nn.Module, example: Example) -> fx.Graph:
     """Record what a network calls in eval mode, with the shape of every tensor in `meta["shape"]`.
 
-    `meta["holds"]` tells that a value is no tensor but has tensors in it. Every argument of the
-    network's forward but the first keeps its default.
+    `meta["holds"]` lists the shapes of the tensors in a value that is none, and `meta["value"]` is
+    what a call returns that makes no tensor. Every argument that the example does not give keeps
+    its default.
 
     Args:
         model: The network; it is not changed, and its hooks are not called.
-        input_shape: (C, H, W) of one image.
+        example: What it is called with.
 
     Raises:
         UnsupportedNetwork: What it calls depends on values or on random numbers, or it does not
             take such images.
     """
     with undisturbed(model):
-        calls = _trace(model.eval())
-        _note_shapes(calls, model, input_shape)
+        calls = _trace(model.eval(), example)
+        note_shapes(calls, model, example)
     _refuse_own_tensors(calls, model)
     return calls
 
 
-def record_training(model: nn.Module, input_shape: Sequence[int], calls: fx.Graph) -> fx.Graph:
+def record_training(model: nn.Module, example: Example, calls: fx.Graph) -> fx.Graph:
     """Do the same in train mode; return the graph of eval mode where that is the same.
 
     Args:
         model: As for `record_calls`.
-        input_shape: As for `record_calls`.
+        example: As for `record_calls`.
         calls: What `record_calls` returned.
 
     Raises:
         UnsupportedNetwork: As in `record_calls`.
     """
     with undisturbed(model):
-        in_training = _trace(model.train())
+        in_training = _trace(model.train(), example)
         if str(in_training) == str(calls):
             return calls
-        _note_shapes(in_training, model.eval(), input_shape)
+        note_shapes(in_training, model.eval(), example)
     _refuse_own_tensors(in_training, model)
     return in_training
 
@@ -117,8 +119,8 @@ def _has(model: nn.Module, name: str) -> bool:
     return True
 
 
-def _trace(model: nn.Module) -> fx.Graph:
-    tracer = _Tracer()
+def _trace(model: nn.Module, example: Example) -> fx.Graph:
+    tracer = _Tracer(example)
     try:
         with keeping_random_numbers():
             states = random_states()
@@ -167,16 +169,21 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _note_shapes(calls: fx.Graph, model: nn.Module, input_shape: Sequence[int]) -> None:
+def note_shapes(calls: fx.Graph, model: nn.Module, example: Example) -> None:
+    """Run the calls without values, and note the shape of every tensor (see `record_calls`).
+
+    Raises:
+        UnsupportedNetwork: The network does not take such images, or returns what cannot be
+            compared.
+    """
     parameter = next(model.parameters(), torch.empty(0))
     try:
         with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            shape = (2, *input_shape)
-            images = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
-            output = _Shapes(fx.GraphModule(model, calls)).run(images)
+            inputs = example.inputs(torch.empty, parameter.dtype, parameter.device)
+            output = _Shapes(fx.GraphModule(model, calls)).run(*inputs)
     except Exception as error:
         raise UnsupportedNetwork(
-            f"{type(model).__name__} does not take images of shape {tuple(input_shape)}: "
+            f"{type(model).__name__} does not take images of shape {example.shape}: "
             f"{first_line(error)}"
         ) from error
     try:
@@ -201,17 +208,29 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Tell whether the module is one call."""
-        layers = (*ops.CONVOLUTIONS, nn.Linear, *ops.BATCH_NORMS, Constant)
+        layers = (*ops.CONVOLUTIONS, *ops.TRANSPOSED, nn.Linear, *ops.BATCH_NORMS, Constant)
         return isinstance(m, layers) or super().is_leaf_module(m, module_qualified_name)
+
+    def __init__(self, example: Example):
+        super().__init__()
+        self.example = example
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Trace forward(images), whatever else forward takes."""
+        """Trace forward(images), or with what the example gives, whatever else forward takes."""
         assert isinstance(self.root, nn.Module)
-        names = [*inspect.signature(self.root.forward).parameters, "images"]
-        images = self.create_proxy("placeholder", names[0], (), {})
-        return lambda root, images: root.forward(images), [self.root, images]
+        names = list(inspect.signature(self.root.forward).parameters)
+        names += [f"input_{i}" for i in range(len(names), len(self.example.args))]
+        given = list(zip(names, self.example.args, strict=False))
+        args = [self._argument(name, value) for name, value in given]
+        kwargs = {key: self._argument(key, value) for key, value in self.example.kwargs.items()}
+        return lambda root, *_: root.forward(*args, **kwargs), [self.root]
+
+    def _argument(self, name: str, value: Any) -> Any:
+        return (
+            self.create_proxy("placeholder", name, (), {}) if isinstance(value, Tensor) else value
+        )
 
 
 class _Shapes(fx.Interpreter):
@@ -230,7 +249,9 @@ class _Shapes(fx.Interpreter):
         if isinstance(result, Tensor):
             n.meta["shape"] = result.shape
         else:
-            n.meta["holds"] = holds_tensors(result)
+            n.meta["holds"] = tensor_shapes(result)
+            if not n.meta["holds"]:
+                n.meta["value"] = result
         return result
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

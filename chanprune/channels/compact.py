@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.absorb import Absorption, absorb_constants
+from chanprune.channels.baked import bake
 from chanprune.channels.double import InDouble
 from chanprune.channels.emptied import constant_of
 from chanprune.channels.gathered import Gathered, read
@@ -25,6 +27,10 @@ from chanprune.channels.rebuilt import rebuilt
 from chanprune.channels.slicing import gather
 
 TOLERANCE = 1e-9
+_WIDTHS = frozenset({"num_parameters", "num_features", "num_channels", "num_groups"})
+
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class CompactionError(RuntimeError):
@@ -80,29 +86,39 @@ def compact(
 
 
 def masked(model: nn.Module, cut: Cut) -> nn.Module:
-    """Return a copy of the network that emits zeros on the dropped channels.
+    """Return a copy of the network in which every layer reads zeros in place of dropped channels.
 
-    The filters, scales and shifts of dropped channels are zero; the shapes stay. This is the
-    reference for `compact`, not a smaller network.
+    The shapes stay. This is the reference for `compact`, not a smaller network. What normalises
+    over channels reads no dropped channel, as these channels all stay.
     """
     keep = torch.from_numpy(cut.keep)
-    silenced = copied(model)
-    state = silenced.state_dict()
-    with torch.no_grad():
-        for layer in cut.before.layers.values():
-            dropped = ~keep[torch.from_numpy(layer.outputs)]
-            for parameter in {"weight", "bias"}.intersection(layer.parameters):
-                tensor = state[f"{layer.name}.{parameter}"]
-                tensor[dropped.to(tensor.device)] = 0
-    return silenced
+    reference = copied(bake(model, cut.before.baked))
+    for name, layer in cut.before.layers.items():
+        dropped = ~keep[torch.from_numpy(layer.inputs)]
+        if layer.kind in ("conv", "linear") and dropped.any():
+            module = reference.get_submodule(name)
+            hook = partial(_without, dropped, layer.axis)
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+    return reference
+
+
+def _without(
+    dropped: Tensor, axis: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Put zeros in place of the channels (C,) that are dropped."""
+    images, *others = (*args, *kwargs.values())
+    shape = [1] * images.dim()
+    shape[axis] = len(dropped)
+    return (images.masked_fill(dropped.to(images.device).view(shape), 0), *others), {}
 
 
 def shrunk(model: nn.Module, cut: Cut) -> nn.Module:
     """Copy `model` with the tensors, and the calls, that are left; nothing is checked."""
-    small = copied(model)
-    gathered = gather(small.state_dict(), cut)
-    state = {key: tensor.contiguous() for key, tensor in gathered.items()}
     before, after = cut.before, cut.after
+    small = copied(bake(model, before.baked))
+    tensors = {**dict(small.named_parameters()), **dict(small.named_buffers())}
+    gathered = gather({name: tensor.detach() for name, tensor in tensors.items()}, cut)
+    state = {key: tensor.contiguous() for key, tensor in gathered.items()}
     for name, layer in after.layers.items():
         if layer.made_of and not before.layers[name].made_of:
             kept = torch.from_numpy(cut.keep[before.layers[name].outputs].nonzero()[0])
@@ -112,7 +128,23 @@ def shrunk(model: nn.Module, cut: Cut) -> nn.Module:
         put(module, layer, state)
         if isinstance(module, Gathered):
             module.compacted(len(layer.inputs))
-    return small if after.calls is before.calls else rebuilt(small, after)
+    for name in after.tensors:
+        put_tensor(small, name, state[name])
+    is_same = after.calls is before.calls and not before.is_exported
+    return small if is_same else rebuilt(small, after)
+
+
+def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Let a network hold another parameter or buffer under a name."""
+    owner, _, last = name.rpartition(".")
+    module = model.get_submodule(owner)
+    old = module._parameters.get(last)
+    if old is None:
+        module._buffers[last] = tensor
+    elif isinstance(tensor, nn.Parameter):
+        module._parameters[last] = tensor
+    else:
+        module._parameters[last] = nn.Parameter(tensor, old.requires_grad)
 
 
 def put(module: nn.Module, layer: Layer, state: Mapping[str, torch.Tensor]) -> None:
@@ -124,16 +156,8 @@ def put(module: nn.Module, layer: Layer, state: Mapping[str, torch.Tensor]) -> N
         state: Its tensors by full name; they are not copied, and a parameter is taken as it is.
     """
     for name in layer.parameters:
-        tensor = state[f"{layer.name}.{name}"]
-        if name in module._parameters:
-            old = module._parameters[name]
-            assert old is not None
-            if not isinstance(tensor, nn.Parameter):
-                tensor = nn.Parameter(tensor, old.requires_grad)
-            module._parameters[name] = tensor
-        else:
-            module._buffers[name] = tensor
-    if isinstance(module, ops.CONVOLUTIONS):
+        put_tensor(module, name, state[f"{layer.name}.{name}"])
+    if isinstance(module, (*ops.CONVOLUTIONS, *ops.TRANSPOSED)):
         module.in_channels, module.out_channels = len(layer.inputs), len(layer.outputs)
         if layer.depthwise:
             module.groups = len(layer.inputs)
@@ -144,6 +168,9 @@ def put(module: nn.Module, layer: Layer, state: Mapping[str, torch.Tensor]) -> N
         everything = np.arange(len(layer.inputs))
         reads_all = layer.index is None or np.array_equal(layer.index, everything)
         read(module, None if reads_all else torch.from_numpy(layer.index))
+    elif layer.kind == "scale":
+        for name in _WIDTHS.intersection(vars(module)):
+            setattr(module, name, len(layer.outputs))
 
 
 def _self_check(model: nn.Module, cut: Cut) -> float:
@@ -153,13 +180,14 @@ def _self_check(model: nn.Module, cut: Cut) -> float:
     away, and any two such networks agree. So the comparison is made again with the statistics of
     the images.
     """
-    device = next(model.parameters()).device
+    device = _device(model)
     generator = torch.Generator().manual_seed(0)
-    shape = (2, *cut.before.input_shape)
-    images = torch.randn(shape, dtype=torch.float64, generator=generator).to(device)
+    normal = partial(torch.randn, generator=generator)
+    images = cut.before.example.filled(normal, torch.float64, device)
     if not cut.before.trains_alike:
         _check_train_mode(model, cut)
-    exact = copied(model).double().eval()
+    exact = copied(bake(model, cut.before.baked)).double().eval()
+    cut = cut.of_plain
     with InDouble():
         first = _difference(exact, cut, images)
         lively = _with_statistics_of(images, exact)
@@ -174,22 +202,25 @@ def _check_train_mode(model: nn.Module, cut: Cut) -> None:
     """
     whole = copied(model).train()
     small = shrunk(whole, cut)
-    parameter = next(model.parameters())
-    shape = (2, *cut.before.input_shape)
-    images = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    args, kwargs = cut.before.example.filled(torch.zeros, dtype, _device(model))
     with keeping_random_numbers(), torch.no_grad():
         try:
-            expected = _shapes(whole(images))
+            expected = _shapes(whole(*args, **kwargs))
         except Exception:  # the network cannot be trained on such images, compact or not
             return
         try:
-            got = _shapes(small(images))
+            got = _shapes(small(*args, **kwargs))
         except Exception as error:
             raise CompactionError(f"in train mode the compact network fails: {error}") from error
     if expected != got:
         raise CompactionError(
             f"in train mode the compact network puts out {got}, not {expected} as the whole one"
         )
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _shapes(output: Any) -> dict[str, Any]:
@@ -200,17 +231,17 @@ def _shapes(output: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _with_statistics_of(images: torch.Tensor, model: nn.Module) -> nn.Module:
+def _with_statistics_of(images: Inputs, model: nn.Module) -> nn.Module:
     """Estimate the batch norms' statistics on `images`, in place."""
     for module in model.modules():
         if isinstance(module, ops.BATCH_NORMS) and module.track_running_stats:
             module.train()
             module.momentum = 1.0
-    model(images)
+    model(*images[0], **images[1])
     return model.eval()
 
 
-def _difference(model: nn.Module, cut: Cut, images: torch.Tensor) -> float:
+def _difference(model: nn.Module, cut: Cut, images: Inputs) -> float:
     """Return the largest difference to the masked network, relative to each output's largest value.
 
     Raises:
@@ -218,7 +249,9 @@ def _difference(model: nn.Module, cut: Cut, images: torch.Tensor) -> float:
     """
     reference, compacted = masked(model, cut), shrunk(model, cut)
     with torch.inference_mode():
-        expected, got = dict(leaves(reference(images))), dict(leaves(compacted(images)))
+        args, kwargs = images
+        expected = dict(leaves(reference(*args, **kwargs)))
+        got = dict(leaves(compacted(*args, **kwargs)))
     if expected.keys() != got.keys():
         raise CompactionError("the compact network's output has another structure")
     errors = {place: _error(got[place], leaf) for place, leaf in expected.items()}
@@ -247,23 +280,23 @@ def _error(got: Any, expected: Any) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _where_they_part(
-    reference: nn.Module, compacted: nn.Module, cut: Cut, images: torch.Tensor
-) -> str:
+def _where_they_part(reference: nn.Module, compacted: nn.Module, cut: Cut, images: Inputs) -> str:
     """Name the first layer whose kept outputs differ."""
     outputs = [_layer_outputs(network, cut.after, images) for network in (reference, compacted)]
     for name, full in outputs[0].items():
         if cut.after.layers[name].kind == "constant":
             continue
         stays = torch.from_numpy(cut.keep[cut.before.layers[name].outputs])
-        kept = full[:, stays.to(full.device)]
-        if (kept - outputs[1][name]).abs().max() > TOLERANCE * max(1.0, full.abs().max().item()):
+        kept = full.movedim(cut.after.layers[name].axis, 0)[stays.to(full.device)]
+        if (
+            kept - outputs[1][name].movedim(cut.after.layers[name].axis, 0)
+        ).abs().max() > TOLERANCE * max(1.0, full.abs().max().item()):
             return f"they part at layer {name}"
     return "they part behind the last layer"
 
 
 def _layer_outputs(
-    network: nn.Module, graph: ChannelGraph, images: torch.Tensor
+    network: nn.Module, graph: ChannelGraph, images: Inputs
 ) -> dict[str, torch.Tensor]:
     outputs: dict[str, torch.Tensor] = {}
     handles = [
@@ -273,7 +306,7 @@ def _layer_outputs(
         for name in graph.layers
     ]
     with torch.inference_mode():
-        network(images)
+        network(*images[0], **images[1])
     for handle in handles:
         handle.remove()
     return outputs

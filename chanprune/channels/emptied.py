@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import CodeGen
 
 from chanprune.channels import operations as ops
 from chanprune.channels.layers import Layer, Mask
+from chanprune.channels.operations import name_of, words
 
 
 class Constant(nn.Module):
@@ -100,13 +102,32 @@ def what_remains(layers: Iterable[Layer], mask: Mask, stay: Mask) -> Mask:
     return mask
 
 
+_MOVES = words("permute transpose chunk split index_select cat concat concatenate stack")
+
+
+def keeps_zero(node: fx.Node) -> bool:
+    """Tell whether a call makes zeros of zeros."""
+    if node.op == "call_module":
+        return bool(node.meta.get("keeps_zero"))
+    name = name_of(node)
+    numbers = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, (int, float))]
+    if name in ops.PRODUCTS | ops.DIVISIONS | ops.KEEPS_ZERO | ops.RESHAPING:
+        return True
+    return name in _MOVES or (name in ops.SUMS and not any(numbers))
+
+
+def _is_by_channel(node: fx.Node) -> bool:
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    return dim in (1, 1 - len(node.meta["shape"]))
+
+
 def remaining_calls(
     calls: fx.Graph, layers: Mapping[str, Layer], keep: Mask
 ) -> tuple[fx.Graph, dict[str, tuple[str, ...]]]:
     """Leave out the calls that have nothing left to do.
 
     Args:
-        calls: The traced calls; `meta["keeps_zero"]` tells what makes zeros of zeros.
+        calls: The traced calls.
         layers: The layers among them, by module name.
         keep: (num_channels,) True where the channel stays.
 
@@ -122,7 +143,7 @@ def remaining_calls(
         for layer in layers.values()
     ):
         return calls, {}
-    rewriting = _Rewriting(layers, keep)
+    rewriting = _Rewriting(layers, keep, calls._codegen)
     for node in calls.nodes:
         rewriting.copied[node] = rewriting.copy(node)
     return rewriting.cleaned(), rewriting.constants
@@ -137,10 +158,11 @@ class _Rewriting:
         constants: Layer that becomes a constant -> the layers that its value comes from.
     """
 
-    def __init__(self, layers: Mapping[str, Layer], keep: Mask):
+    def __init__(self, layers: Mapping[str, Layer], keep: Mask, codegen: CodeGen):
         self.layers = layers
         self.keep = keep
         self.calls = fx.Graph()
+        self.calls.set_codegen(codegen)
         self.copied: dict[fx.Node, fx.Node | None] = {}
         self.zeros: set[fx.Node] = set()
         self.constants: dict[str, tuple[str, ...]] = {}
@@ -154,12 +176,12 @@ class _Rewriting:
         left = [source for source in sources if self.copied[source] is not None]
         zeros = [source for source in sources if source in self.zeros]
         if sources and not left and node.op != "output":
-            if zeros and not node.meta["keeps_zero"]:
+            if zeros and not keeps_zero(node):
                 raise ValueError(f"{zeros[0]} would be zero, which {node} cannot take")
             self.zeros.update([node] if zeros else [])
             return None
         constants = [source for source in left if self._is_constant(self.copied[source])]
-        if node.target in ops.SUMS or node.target in ops.SUM_METHODS:
+        if name_of(node) in ops.SUMS:
             return self._copy_sum(node, left, bool(constants))
         if constants:
             raise ValueError(f"{constants[0]} would be a constant, which {node} cannot take")
@@ -167,14 +189,20 @@ class _Rewriting:
             raise ValueError("nothing would reach the output")
         if len(left) == len(sources):
             return self._copied(node)
-        if node.target in ops.CONCATENATIONS and not zeros:
+        if name_of(node) in ("cat", "concat", "concatenate") and not zeros and _is_by_channel(node):
             return self._copy_concatenation(node)
         raise ValueError(f"{node} would lose one of its operands")
 
     def cleaned(self) -> fx.Graph:
-        """Return the copy without calls whose results nobody reads."""
+        """Return the copy without calls whose results nobody reads.
+
+        Raises:
+            ValueError: A call writes over what others read, and its own result is not read.
+        """
         for node in reversed(list(self.calls.nodes)):
             if not node.users and node.op not in ("placeholder", "output"):
+                if node.op != "call_module" and ops.is_in_place(node):
+                    raise ValueError(f"{node} changes what it reads in place")
                 self.constants.pop(str(node.target), None)
                 self.calls.erase_node(node)
         return self.calls
@@ -204,7 +232,7 @@ class _Rewriting:
         return left[0] if len(left) == 1 else self.calls.call_function(torch.cat, (left, 1))
 
     def _copy_sum(self, node: fx.Node, left: list[fx.Node], has_constant: bool) -> fx.Node | None:
-        weighs = "sub" in str(node.target) or "alpha" in node.kwargs
+        weighs = name_of(node) != "add" or "alpha" in node.kwargs
         if len(left) == len(node.all_input_nodes) and not has_constant:
             return self._copied(node)
         if weighs:

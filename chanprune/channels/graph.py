@@ -10,9 +10,10 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from chanprune.channels.emptied import remaining_calls
+from chanprune.channels.example import Example
 from chanprune.channels.kept import emptied, evenly, kept_mask, read_mask
 from chanprune.channels.layers import (
     Axis,
@@ -23,6 +24,7 @@ from chanprune.channels.layers import (
     constant_layer,
 )
 from chanprune.channels.plan import Plan
+from chanprune.channels.resized import resized
 
 KeptPositions = tuple[tuple[Axis, ChannelNumbers], ...]
 
@@ -37,14 +39,31 @@ class ChannelGraph:
         calls: The traced calls, by module name, so that they fit every compaction of the network.
         in_training: The calls in train mode: the same graph where they are the same; a text where
             they cannot be followed, which says why.
-        input_shape: (C, H, W) that was traced.
+        example: What was traced.
+        tensors: Name of a parameter or buffer that no layer holds -> its axis of channels.
+        baked: Names of the layers that compute their weights, or are called as plain ones: a
+            compact network has plain ones (see `baked`).
+        constants: Tensors that the calls read and the network has not, by name.
+        numbered: (channels when it was traced,) the number that each has now; -1 if it is gone.
+            The calls have the numbers of then, in `meta["channels"]`.
+        is_exported: A compact network is built from the calls, whatever the plan.
     """
 
     groups: dict[str, ChannelGroup]
     layers: dict[str, Layer]
     calls: fx.Graph = field(repr=False)
     in_training: fx.Graph | str = field(repr=False)
-    input_shape: tuple[int, ...]
+    example: Example
+    tensors: dict[str, Axis] = field(default_factory=dict)
+    baked: frozenset[str] = frozenset()
+    constants: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    numbered: ChannelNumbers = field(default_factory=lambda: np.arange(0), repr=False)
+    is_exported: bool = False
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image."""
+        return self.example.shape
 
     @property
     def trains_alike(self) -> bool:
@@ -64,7 +83,8 @@ class ChannelGraph:
     @cached_property
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         """Tensor name -> its axes that run over channels."""
-        return {name: axes for layer in self.layers.values() for name, axes in layer.axes()}
+        bare = {name: (axis,) for name, axis in self.tensors.items()}
+        return bare | {name: axes for layer in self.layers.values() for name, axes in layer.axes()}
 
     def group_axes(self, name: str) -> list[tuple[str, int]]:
         """List the (tensor name, dimension) pairs that run over a group's channels."""
@@ -183,22 +203,48 @@ class Cut:
                 gates=tuple(gate for gate in group.gates if gate in layers),
                 norms=tuple(norm for norm in group.norms if norm in layers),
             )
-        return replace(before, groups=groups, layers=layers, calls=calls, in_training=in_training)
+        tensors = {
+            name: replace(axis, channels=renumbered[axis.channels[keep[axis.channels]]])
+            for name, axis in before.tensors.items()
+        }
+        return replace(
+            before,
+            groups=groups,
+            layers=layers,
+            calls=calls,
+            in_training=in_training,
+            tensors=tensors,
+            baked=frozenset(),
+            numbered=np.where(self.traced_keep, renumbered[before.numbered], -1),
+        )
+
+    @cached_property
+    def of_plain(self) -> Cut:
+        """The same cut of the network whose layers compute no weights any more."""
+        return replace(self, before=replace(self.before, baked=frozenset()))
+
+    @cached_property
+    def traced_keep(self) -> Mask:
+        """(channels when the graph was traced,) True where the channel stays."""
+        numbered = self.before.numbered
+        return (numbered >= 0) & self.keep[numbered]
 
     def _remaining_calls(self) -> tuple[fx.Graph, fx.Graph | str, dict[str, tuple[str, ...]]]:
         """Return the calls that are left in eval mode and in train mode, and the constants."""
         before = self.before
-        calls, constants = remaining_calls(before.calls, before.layers, self.keep)
+        calls = resized(before.calls, self.traced_keep)
+        calls, constants = remaining_calls(calls, before.layers, self.keep)
         if before.trains_alike:
             return calls, calls, constants
         if isinstance(before.in_training, str):
             if calls is before.calls:
                 return calls, before.in_training, constants
             raise ValueError(
-                "a network without whole layers is built from its calls, and those of this one in "
+                "the network that is left has to be built from its calls, and those of this one in "
                 f"train mode cannot be followed: {before.in_training}"
             )
-        in_training, others = remaining_calls(before.in_training, before.layers, self.keep)
+        in_training = resized(before.in_training, self.traced_keep)
+        in_training, others = remaining_calls(in_training, before.layers, self.keep)
         if any(constants.get(name, made_of) != made_of for name, made_of in others.items()):
             raise ValueError("a layer would be a constant in eval mode, and another in train mode")
         return calls, in_training, {**others, **constants}

@@ -79,18 +79,22 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A convolution, linear layer or batch norm, and the channels that it reads and writes.
+    """A layer with parameters of its own for each channel, and the channels it reads and writes.
 
     Attributes:
         name: Module name.
-        kind: What it is; a "constant" is what a layer became that has nothing left to read.
+        kind: What it is. A "scale" has parameters for each channel and leaves the channels apart
+            (PReLU, instance norm); a "constant" is what a layer became that has nothing left to
+            read.
         inputs: (C_in,) channel numbers; for a linear layer after a flatten they repeat.
         outputs: (C_out,) channel numbers.
         index: (C_out,) positions in `inputs` that a batch norm behind a gather reads, else None.
         blocks: Groups of a grouped convolution; a depthwise convolution has 1 and `depthwise`.
         depthwise: Every group has one input.
-        positions: Output positions of one image (height x width; 1 for a linear layer), summed over
-            the layer's calls.
+        transposed: The first dimension of a convolution's weight runs over its inputs.
+        axis: The dimension of the output that runs over channels, 1 or -1.
+        positions: Positions of one image at which its weight is used (height x width of the output,
+            of the input if it is transposed; 1 for features), summed over the layer's calls.
         parameters: Names of its tensors that run over channels, without the layer's own name.
         rank: Number of dimensions of the output.
         normalised_by: Batch norm that alone reads the output, where there is one.
@@ -98,12 +102,14 @@ class Layer:
     """
 
     name: str
-    kind: Literal["conv", "linear", "norm", "constant"]
+    kind: Literal["conv", "linear", "norm", "scale", "constant"]
     inputs: ChannelNumbers
     outputs: ChannelNumbers
     index: ChannelNumbers | None = None
     blocks: int = 1
     depthwise: bool = False
+    transposed: bool = False
+    axis: int = 1
     positions: int = 0
     parameters: tuple[str, ...] = ()
     rank: int = 4
@@ -113,16 +119,18 @@ class Layer:
     @property
     def passes_on(self) -> bool:
         """Its outputs are its inputs, one by one: batch norm in place, depthwise convolution."""
-        return self.depthwise or (self.kind == "norm" and self.index is None)
+        return self.depthwise or (self.kind in ("norm", "scale") and self.index is None)
 
     def axes(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
         """Yield tensor name -> the axes that run over channels, for each tensor of the layer."""
-        rows = Axis(0, self.outputs)
+        is_matrix = self.kind in ("conv", "linear") and not self.depthwise
         for parameter in self.parameters:
-            is_matrix = self.kind in ("conv", "linear") and not self.depthwise
-            has_columns = parameter == "weight" and is_matrix
-            columns = (Axis(1, self.inputs, self.blocks),) if has_columns else ()
-            yield f"{self.name}.{parameter}", (rows, *columns)
+            axes: tuple[Axis, ...] = (Axis(0, self.outputs),)
+            if parameter == "weight" and is_matrix and self.transposed:
+                axes = (Axis(0, self.inputs), Axis(1, self.outputs))
+            elif parameter == "weight" and is_matrix:
+                axes = (*axes, Axis(1, self.inputs, self.blocks))
+            yield f"{self.name}.{parameter}", axes
 
 
 def constant_layer(

@@ -1,229 +1,120 @@
-"""What each operation does with channels.
+"""What each operation does with channels, by the kinds of layers and the names of operations.
 
-An operation that is not listed is unknown, and a network that uses it on channels is refused.
+An operation that is not listed leaves the channels that it reads whole. Operations that only move
+elements are in `rules/positions.py`: what they do is found by running them.
 """
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
+from torch._ops import OpOverload, OpOverloadPacket
+
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
-# Each channel by itself, and a channel of zeros stays one of zeros.
-CHANNELWISE_MODULES = (
-    nn.Identity,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.CELU,
-    nn.SELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Hardswish,
-    nn.Tanh,
-    nn.Softsign,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.MaxPool3d,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AvgPool3d,
-    nn.LPPool2d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-    nn.AdaptiveMaxPool1d,
-    nn.AdaptiveMaxPool2d,
-    nn.AdaptiveMaxPool3d,
-    nn.Upsample,
-    nn.ZeroPad2d,
-    nn.ReflectionPad2d,
-    nn.ReplicationPad2d,
+# Each element by itself.
+ELEMENTWISE_MODULES = (
+    *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU),
+    *(nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.Hardshrink),
+    *(nn.Softshrink, nn.Hardtanh, nn.Threshold, nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid),
+    *(nn.Softplus, nn.Dropout, nn.AlphaDropout),
 )
-# Each channel by itself; what becomes of zeros is decided by the numbers that it is given.
-ELEMENTWISE_MODULES = (nn.Hardtanh, nn.Threshold, nn.ConstantPad2d)
-# Each channel by itself, but a channel of zeros does not stay one: only a product undoes that.
+# Along the last dimensions, as many as the name says.
+SPATIAL_MODULES = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.LPPool1d, nn.LPPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.FractionalMaxPool2d),
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d),
+    *(nn.ConstantPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d, nn.CircularPad2d),
+    *(nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout),
+)
 GATE_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus)
-# The result has the channels of the operand, all of which it needs.
-WHOLE_MODULES = (
-    nn.Softmax,
-    nn.LogSoftmax,
-    nn.GroupNorm,
-    nn.InstanceNorm2d,
-    nn.LocalResponseNorm,
+
+_NAMES = """
+    relu relu6 leaky_relu rrelu prelu_one elu celu selu gelu silu swish mish hardswish hardtanh
+    threshold tanh sigmoid hardsigmoid logsigmoid log_sigmoid softplus softsign tanhshrink
+    hardshrink softshrink dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d
+    feature_alpha_dropout stochastic_depth native_dropout
+    abs neg negative square sqrt rsqrt sign exp exp2 expm1 log log1p log2 log10 sin cos tan atan
+    sinh cosh asin acos erf reciprocal round floor ceil trunc frac nan_to_num logical_not isnan
+    isinf isfinite clamp clamp_min clamp_max clip pow float_power
+    clone contiguous detach float double half bfloat16 int long bool to type type_as alias lift
+    lift_fresh_copy to_copy requires_grad data zeros_like ones_like full_like empty_like rand_like
+    randn_like bernoulli cpu cuda
+    add sub subtract rsub mul multiply div divide true_divide truediv floordiv floor_divide
+    remainder fmod maximum minimum fmax fmin where masked_fill addcmul addcdiv lerp gt ge lt le ne
+    eq greater less logical_and logical_or logical_xor and_ or_ xor invert copysign hypot atan2
+    logaddexp copy
+"""
+ELEMENTWISE = words(_NAMES)
+# Of zeros they make something else, so that a product with them scales channels.
+GATES = frozenset({"sigmoid", "hardsigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp"})
+SUMS = frozenset({"add", "sub", "subtract", "rsub"})
+PRODUCTS = frozenset({"mul", "multiply"})
+DIVISIONS = frozenset({"div", "divide", "true_divide", "truediv"})
+# What makes zeros of zeros, whatever numbers are given besides.
+KEEPS_ZERO = words(
+    """
+    relu relu6 leaky_relu elu celu selu gelu silu mish hardswish tanh softsign dropout
+    dropout1d dropout2d dropout3d stochastic_depth abs neg square sqrt sign expm1 log1p
+    clone contiguous detach float double half to type_as alias mean sum amax amin std var
+    prod max min median sort cumsum topk max_pool1d max_pool2d max_pool3d avg_pool1d
+    avg_pool2d avg_pool3d lp_pool2d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_avg_pool3d adaptive_max_pool2d interpolate
+    """
 )
 
-_CHANNELWISE: list[Any] = [
-    torch.relu,
-    torch.tanh,
-    torch.abs,
-    torch.neg,
-    torch.clone,
-    operator.neg,
-    F.relu,
-    F.relu_,
-    F.relu6,
-    F.leaky_relu,
-    F.elu,
-    F.selu,
-    F.gelu,
-    F.silu,
-    F.mish,
-    F.hardswish,
-    F.tanh,
-    F.dropout,
-    F.dropout2d,
-    F.max_pool2d,
-    F.avg_pool2d,
-    F.adaptive_avg_pool2d,
-    F.adaptive_max_pool2d,
-    F.interpolate,
-    F.max_pool2d_with_indices,
-    F.feature_alpha_dropout,
-    torch.max_pool2d,
-    torch.zeros_like,
-    torch.square,
-    torch.sqrt,
-    torch.sign,
-    torch.log1p,
-    torch.expm1,
-]
-CHANNELWISE_FUNCTIONS = frozenset(_CHANNELWISE)
-# Of libraries that are not imported here, by module and name.
-CHANNELWISE_NAMES = frozenset({"torchvision.ops.stochastic_depth.stochastic_depth"})
-CHANNELWISE_METHODS = frozenset(
-    {
-        "relu",
-        "relu_",
-        "tanh",
-        "abs",
-        "neg",
-        "clone",
-        "contiguous",
-        "detach",
-        "float",
-        "double",
-        "half",
-        "to",
-        "type_as",
-        "square",
-        "sqrt",
-        "sign",
-        "log1p",
-        "expm1",
-    }
-)
-_ELEMENTWISE: list[Any] = [
-    torch.clamp,
-    torch.clamp_min,
-    torch.clamp_max,
-    torch.clip,
-    torch.pow,
-    torch.exp,
-    torch.log,
-    torch.rsqrt,
-    torch.cos,
-    torch.ones_like,
-    torch.rsub,
-    operator.pow,
-    operator.gt,
-    operator.ge,
-    operator.lt,
-    operator.le,
-    operator.ne,
-    operator.eq,
-    F.hardtanh,
-    F.threshold,
-]
-ELEMENTWISE = frozenset(
-    {
-        *_ELEMENTWISE,
-        *("clamp", "clamp_", "clamp_min", "clamp_max", "clip", "pow", "exp", "log", "rsqrt"),
-    }
+# Along the last dimensions, as many as the name says; `interpolate` along all behind the second.
+SPATIAL = words(
+    """
+    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d
+    max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d adaptive_max_pool2d_with_indices interpolate
+    upsample upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
+    upsample_nearest_exact2d upsample_linear1d grid_sample
+    """
 )
 
-_RELUS: list[Any] = [torch.relu, torch.relu_, F.relu, "relu", "relu_"]
-RELUS = frozenset(_RELUS)
-_GATES: list[Any] = [torch.sigmoid, F.sigmoid, F.softplus, F.hardsigmoid]
-GATES = frozenset([*_GATES, "sigmoid", "sigmoid_"])
-_WHOLE: list[Any] = [torch.softmax, F.softmax, F.log_softmax]
-WHOLE_FUNCTIONS = frozenset(_WHOLE)
-WHOLE_METHODS = frozenset({"softmax", "log_softmax"})
-
-SUMS = frozenset({operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub})
-SUM_METHODS = frozenset({"add", "add_", "sub", "sub_"})
-DIVISIONS = frozenset({operator.truediv, operator.itruediv, torch.div, "div", "div_"})
-PRODUCTS = frozenset({operator.mul, operator.imul, torch.mul}) | DIVISIONS
-PRODUCT_METHODS = frozenset({"mul", "mul_"})
-# Of zeros on both sides they make zeros, and of zeros on one side something else.
-_PAIRS: list[Any] = [
-    *(torch.maximum, torch.minimum, torch.fmax, torch.fmin, torch.where, torch.addcmul),
-    *("maximum", "minimum", "where", "masked_fill", "masked_fill_", "addcmul"),
-]
-PAIRS = frozenset(_PAIRS)
-
-CONCATENATIONS = frozenset({torch.cat, torch.concat, torch.concatenate})
-PADS: frozenset[Any] = frozenset({F.pad})
-SELECTIONS: frozenset[Any] = frozenset({torch.index_select})
-SLICES = frozenset({operator.getitem})
-ATTRIBUTES = frozenset({getattr})
-SQUEEZES = frozenset({torch.squeeze, "squeeze"})
-UNSQUEEZES = frozenset({torch.unsqueeze, "unsqueeze"})
-PERMUTATIONS = frozenset({torch.permute, torch.transpose, "permute", "transpose"})
-EXPANSIONS = frozenset({"expand", "expand_as"})
-FLATTENS = frozenset({torch.flatten})
-RESHAPES = frozenset({torch.reshape})
-LIKE = frozenset({"expand_as", "view_as", "reshape_as"})
-RESHAPING = RESHAPES | EXPANSIONS | LIKE | UNSQUEEZES | SLICES | {"reshape", "view"}
-MEANS = frozenset({torch.mean})
-# What makes a tensor whose values its operand does not decide.
-FRESH = frozenset({"new_empty", "new_zeros", "new_ones", "new_full"})
-
-# Operations along dimensions, by the place of the dimensions among the arguments. Along positions
-# they leave each channel by itself; those with False make something of a channel of zeros.
-_ALONG: dict[str, tuple[int, bool]] = {
-    **dict.fromkeys(("mean", "sum", "amax", "amin", "std", "var", "prod"), (1, True)),
-    **dict.fromkeys(("max", "min", "median", "sort", "cumsum"), (1, True)),
-    **dict.fromkeys(("std_mean", "var_mean", "flip"), (1, True)),
-    **dict.fromkeys(("softmax", "log_softmax", "logsumexp"), (1, False)),
-    **dict.fromkeys(("topk", "kthvalue", "roll"), (2, True)),
+# Along dimensions, by the place of these among the arguments.
+ALONG: dict[str, int] = {
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "std", "var", "prod", "norm"), 1),
+    **dict.fromkeys(("max", "min", "median", "sort", "argsort", "cumsum", "cumprod"), 1),
+    **dict.fromkeys(("std_mean", "var_mean", "softmax", "log_softmax", "logsumexp"), 1),
+    **dict.fromkeys(("argmax", "argmin", "any", "all", "softmin", "nanmean"), 1),
+    **dict.fromkeys(("topk", "kthvalue"), 2),
+    **dict.fromkeys(("vector_norm", "normalize"), 2),
 }
-ALONG: dict[Any, tuple[int, bool]] = {
-    **_ALONG,
-    **{getattr(torch, name): facts for name, facts in _ALONG.items()},
-    F.softmax: (1, False),
-    F.log_softmax: (1, False),
-}
-STATISTICS = frozenset({torch.std_mean, torch.var_mean})
+# Their results have the dimensions of the operand; the others lose theirs, unless asked to keep.
+KEEPS_DIMENSIONS = words(
+    """
+    sort argsort cumsum cumprod softmax log_softmax softmin topk normalize
+    """
+)
+# A sum over some of the channels is a sum over what is left of them only where all these go.
+STATISTICS = frozenset({"std_mean", "var_mean"})
 
 # What tells the size, the type or the place of a tensor and looks at no value.
-SIZES = frozenset({"size", "shape"})
-FACTS = frozenset({"dim", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout"})
-
-INSTEAD: dict[Any, str] = {
-    nn.ConvTranspose2d: "nn.Upsample and a convolution are followed",
-    **dict.fromkeys(
-        ("chunk", "split", "unbind", torch.chunk, torch.split, torch.unbind),
-        "two layers, each with its own output, are followed",
-    ),
-    nn.LayerNorm: "a batch norm is followed",
-    F.conv2d: "nn.Conv2d is followed",
-    F.linear: "nn.Linear is followed",
-    F.batch_norm: "nn.BatchNorm2d is followed",
-}
+SIZES = frozenset({"size", "shape", "sym_size", "numel", "stride", "sym_numel", "sym_stride"})
+FACTS = words(
+    """
+    dim ndim dtype device is_cuda requires_grad layout is_floating_point is_contiguous
+    """
+)
+# What makes a tensor whose values its operand does not decide.
+FRESH = frozenset({"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"})
 
 # Of constant maps, these make constant maps of the same or the summed constants.
 LINEAR_MODULES = (
@@ -237,15 +128,51 @@ LINEAR_MODULES = (
     nn.Flatten,
     nn.ChannelShuffle,
 )
-LINEAR_CALLS = (
-    SUMS
-    | SUM_METHODS
-    | CONCATENATIONS
-    | FLATTENS
-    | MEANS
-    | SLICES
-    | PADS
-    | SELECTIONS
-    | {F.avg_pool2d, F.adaptive_avg_pool2d, F.max_pool2d, F.dropout}
-    | {"flatten", "mean", "contiguous", "index_select"}
+LINEAR_CALLS = words(
+    """
+    add sub mean getitem getattr pad index_select avg_pool2d adaptive_avg_pool2d max_pool2d
+    dropout cat concat concatenate flatten contiguous chunk split
+    """
 )
+RESHAPING = words(
+    """
+    view reshape expand expand_as view_as reshape_as unsqueeze getitem flatten squeeze
+    """
+)
+
+# Of operations that are not the user's own; those of PyTorch's core have no module.
+_TRUSTED = ("torch", "_operator", "builtins", "math", "torchvision.ops")
+_IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}
+
+
+def name_of(node: fx.Node) -> str:
+    """Return the name of what a node calls, the same for functions, methods, ATen operations.
+
+    The underscores of private and in-place forms are left out. Of an attribute that is read it is
+    the attribute's name. A function of the user's own, or of
+    another library, has its module in front.
+    """
+    target: Any = node.target
+    if isinstance(target, str):
+        return target.strip("_")
+    if isinstance(target, (OpOverload, OpOverloadPacket)):
+        name = target._schema.name if isinstance(target, OpOverload) else str(target)
+        return name.replace(".", "::").rpartition("::")[2].strip("_")
+    if target is getattr:
+        return str(node.args[1])
+    name = str(getattr(target, "__name__", target))
+    module = getattr(target, "__module__", None) or "torch"
+    if not module.startswith(_TRUSTED):
+        return f"{module}.{name}"
+    return _IN_PLACE.get(name, name).strip("_")
+
+
+def is_in_place(node: fx.Node) -> bool:
+    """Tell whether a function or method writes its result over its operand."""
+    target: Any = node.target
+    if isinstance(target, OpOverload):
+        return target._schema.is_mutable
+    name = target if isinstance(target, str) else str(getattr(target, "__name__", ""))
+    return name in ("__setitem__", "setitem", *_IN_PLACE) or (
+        name.endswith("_") and not name.endswith("__")
+    )

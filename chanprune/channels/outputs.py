@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 PLAIN = (int, float, complex, str, bytes, type(None))
@@ -42,9 +43,9 @@ def leaves(output: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         )
 
 
-def holds_tensors(value: Any) -> bool:
-    """Tell whether a value that is no tensor has tensors in it."""
+def tensor_shapes(value: Any) -> tuple[torch.Size, ...]:
+    """Return the shapes of the tensors that a value which is none has in it."""
     try:
-        return any(isinstance(leaf, Tensor) for _, leaf in leaves(value))
+        return tuple(leaf.shape for _, leaf in leaves(value) if isinstance(leaf, Tensor))
     except ValueError:
-        return False
+        return ()

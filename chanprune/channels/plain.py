@@ -10,20 +10,14 @@ import torch
 from torch import fx, nn
 
 from chanprune.channels import operations as ops
+from chanprune.channels.baked import KINDS
 from chanprune.channels.compact import TOLERANCE, masked, shrunk
+from chanprune.channels.example import Example
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.layers import ChannelGroup, Layer
 from chanprune.channels.modes import copied
 from chanprune.channels.plan import Plan
-
-KINDS = (*ops.CONVOLUTIONS, nn.Linear, *ops.BATCH_NORMS)
-
-
-def computes_its_weights(module: nn.Module) -> bool:
-    """Tell of a layer that runs over channels whether it makes its weight of other tensors."""
-    own = vars(module)["_parameters"]
-    return isinstance(module, KINDS) and ("weight" not in own or "bias" not in own)
 
 
 def has_code_of_its_own(module: nn.Module) -> bool:
@@ -67,9 +61,8 @@ def _is_half(module: nn.Module, cut: Cut, positions: Sequence[int]) -> bool:
         expected = masked(holder, cut).get_submodule("layer")(images)
     except Exception:  # another library's layer raises what it likes
         return False
-    wanted = torch.zeros_like(expected)
-    wanted[:, outputs] = got
-    return torch.allclose(expected, wanted, rtol=TOLERANCE, atol=TOLERANCE)
+    wanted = expected.movedim(own.axis, 0)[outputs].movedim(0, own.axis)
+    return torch.allclose(wanted, got, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def _half_of(layer: Layer) -> Cut:
@@ -85,7 +78,9 @@ def _half_of(layer: Layer) -> Cut:
         groups.append(ChannelGroup("outputs", len(inputs), len(outputs), blocks=layer.blocks))
     own = replace(layer, name="layer", inputs=inputs, outputs=outputs, index=None)
     calls = fx.Graph()
-    graph = ChannelGraph({g.name: g for g in groups}, {"layer": own}, calls, calls, ())
+    graph = ChannelGraph(
+        {g.name: g for g in groups}, {"layer": own}, calls, calls, Example((), {}, None)
+    )
     return graph.cut(Plan({group.name: _first_half(group) for group in groups}))
 
 

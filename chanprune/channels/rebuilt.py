@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -23,13 +24,26 @@ def rebuilt(model: nn.Module, graph: ChannelGraph) -> nn.Module:
     if isinstance(graph.in_training, str):
         raise ValueError(f"the calls in train mode are not known: {graph.in_training}")
     network: nn.Module
-    if graph.trains_alike:
-        network = fx.GraphModule(model, graph.calls, type(model).__name__)
-    else:
-        network = TwoModes(model, graph.calls, graph.in_training)
+    with with_constants(model, graph.constants):
+        if graph.trains_alike:
+            network = fx.GraphModule(model, graph.calls, type(model).__name__)
+        else:
+            network = TwoModes(model, graph.calls, graph.in_training)
     for name, module in network.named_modules():
         module.training = model.get_submodule(name).training
     return network
+
+
+@contextmanager
+def with_constants(model: nn.Module, constants: dict[str, Tensor]) -> Iterator[None]:
+    """Let a network have tensors that its graph reads, for a while."""
+    for name, tensor in constants.items():
+        model.register_buffer(name, tensor, persistent=False)
+    try:
+        yield
+    finally:
+        for name in constants:
+            delattr(model, name)
 
 
 class TwoModes(nn.Module):
@@ -50,12 +64,15 @@ class TwoModes(nn.Module):
                     _take(self, root, str(node.target))
         self._forwards = self._compiled()
 
-    def forward(self, images: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the network returns in the mode that it is in."""
-        return self._forwards[self.training](self, images)
+        return self._forwards[self.training](self, *args, **kwargs)
 
     def _compiled(self) -> list[Callable[..., Any]]:
-        return [type(fx.GraphModule(self, calls)).forward for calls in self.calls]
+        modules = [fx.GraphModule(self, calls) for calls in self.calls]
+        if hasattr(modules[0], "_in_spec"):
+            self._in_spec = modules[0]._in_spec
+        return [type(module).forward for module in modules]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_forwards"}
@@ -75,6 +92,6 @@ def _take(into: nn.Module, root: nn.Module, target: str) -> None:
         into = into.get_submodule(name)
     value = getattr(root, last)
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-        into.register_buffer(last, value)
+        into.register_buffer(last, value, persistent=last not in root._non_persistent_buffers_set)
     else:
         setattr(into, last, value)

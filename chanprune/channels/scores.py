@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chanprune.channels import operations as ops
 from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.layers import ChannelGroup
 from chanprune.channels.modes import evaluating
@@ -112,8 +113,7 @@ def filter_scores(model: nn.Module, graph: ChannelGraph, groups: Iterable[Channe
     """
 
     def norms(producer: nn.Module) -> Tensor:
-        assert isinstance(producer.weight, Tensor)
-        return producer.weight.detach().abs().flatten(1).sum(1)
+        return _by_filter(producer).flatten(1).sum(1)
 
     scores = {
         group.name: _summed(model, graph, group, group.producers, norms)
@@ -124,6 +124,14 @@ def filter_scores(model: nn.Module, graph: ChannelGraph, groups: Iterable[Channe
     return Scores(scores, graph.blocks)
 
 
+def _by_filter(layer: nn.Module) -> Tensor:
+    """Return |weights| (C_out, C_in / groups, ...), also of a transposed convolution."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    is_turned = isinstance(layer, ops.TRANSPOSED) and layer.groups == 1
+    return (weight.transpose(0, 1) if is_turned else weight).detach().abs()
+
+
 def _column_norms(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> Tensor:
     """Sum the |weights| (C,) of the columns that read a group's channels."""
     total = torch.zeros(group.size, dtype=next(model.parameters()).dtype)
@@ -132,10 +140,9 @@ def _column_norms(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) ->
         own = (numbers >= 0) & (numbers < group.size)
         if layer.kind not in ("conv", "linear") or not own.any():
             continue
-        weight = model.get_submodule(layer.name).weight
-        assert isinstance(weight, Tensor)
+        weight = _by_filter(model.get_submodule(layer.name))
         blocks = len(numbers) if layer.depthwise else layer.blocks
-        by_block = weight.detach().abs().cpu().reshape(blocks, -1, *weight.shape[1:])
+        by_block = weight.cpu().reshape(blocks, -1, *weight.shape[1:])
         columns = by_block.flatten(3).sum((1, 3)) if by_block.dim() > 3 else by_block.sum(1)
         total.index_add_(0, numbers[own], columns.flatten()[own].to(total.dtype))
     return total

@@ -1,22 +1,28 @@
-"""Find the channel graph of a network by tracing it (torch.fx).
+"""Find the channel graph of a network by tracing it (torch.fx), or by exporting it.
 
 Every tensor of the traced network carries the numbers of its channels. Convolutions and linear
-layers make new numbers; sums unite them, concatenations join them, batch norms keep them, or make
-new ones behind a gather where they read a stream that others read as well.
+layers make new numbers; whatever moves elements moves them; sums unite them; batch norms keep them,
+or make new ones behind a gather where they read a stream that others read as well. What an unknown
+operation reads stays whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from torch import fx, nn
+import numpy as np
+from torch import Tensor, fx, nn
 
+from chanprune.channels.baked import bake, computes_its_weights
 from chanprune.channels.calls import UnsupportedNetwork, record_calls, record_training
+from chanprune.channels.example import Example
+from chanprune.channels.exported import Exported
 from chanprune.channels.graph import ChannelGraph
-from chanprune.channels.plain import computes_its_weights
+from chanprune.channels.layers import Axis, ChannelNumbers
 from chanprune.channels.rules.follow import follow
 from chanprune.channels.rules.walk import Walk
+from chanprune.channels.unite import without_repeats
 
 # By name, as importing torch.compile takes a second.
 WRAPPERS = {
@@ -27,57 +33,121 @@ WRAPPERS = {
 }
 
 
-def trace(model: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
+def trace(model: nn.Module, example: Any) -> ChannelGraph:
     """Find all channel groups of a network.
 
-    What is followed is `model(images)` in eval mode and in train mode: every other argument of its
-    forward keeps its default.
+    What is followed is what the network does with the example in eval mode and in train mode; every
+    argument of its forward that the example does not give keeps its default.
 
     Args:
         model: The network; it is not changed, its hooks are not called, and it may live on the meta
             device.
-        input_shape: (C, H, W) of one image.
+        example: (C, H, W) of one image; or a tensor (N, C, H, W); or a tuple of arguments, or a
+            mapping of arguments by name, in which lists, tuples and dictionaries may hold tensors.
 
     Raises:
-        UnsupportedNetwork: The network has control flow that depends on data, or an operation on
-            channels whose effect is not known.
+        UnsupportedNetwork: The network can neither be traced nor exported: what it does depends on
+            values, or on random numbers.
     """
-    _refuse_what_stands_in_front(model)
-    calls = record_calls(model, input_shape)
-    in_training = _calls_in_training(model, input_shape, calls)
-    try:
-        walk = _followed(model, calls, in_training)
-    except UnsupportedNetwork as error:
-        if isinstance(in_training, str) or in_training is calls:
-            raise
-        in_training = str(error)
-        walk = _followed(model, calls, in_training)
+    _refuse_wrappers(model)
+    example = Example.of(example)
+    computing = [name for name, m in model.named_modules() if computes_its_weights(m)]
+    model = bake(model, computing)
+    recorded = _record(model, example)
+    walk = Walk(model)
+    walk.baked.update(recorded.plain, computing)
+    follow(walk, recorded.calls)
+    if isinstance(recorded.in_training, fx.Graph) and recorded.in_training is not recorded.calls:
+        follow(walk, recorded.in_training, training=True)
+    for name, (_, numbers) in walk.tensors.items():
+        if name in walk.whole:
+            walk.freeze(numbers, f"the whole of {name} is read elsewhere")
+    walk.numbering.settle(walk.grids)
     groups, renumbered = walk.numbering.groups()
     layers = {
         name: replace(layer, inputs=renumbered[layer.inputs], outputs=renumbered[layer.outputs])
         for name, layer in walk.layers.items()
     }
-    return ChannelGraph(groups, layers, calls, in_training, tuple(input_shape))
+    _note_channels(walk, renumbered)
+    return ChannelGraph(
+        groups,
+        layers,
+        recorded.calls,
+        recorded.in_training,
+        example,
+        {
+            name: Axis(dim, renumbered[numbers])
+            for name, (dim, numbers) in walk.tensors.items()
+            if name not in walk.whole
+        },
+        frozenset(walk.baked),
+        recorded.constants,
+        np.arange(sum(group.size for group in groups.values())),
+        recorded.is_exported,
+    )
 
 
-def _followed(model: nn.Module, calls: fx.Graph, in_training: fx.Graph | str) -> Walk:
-    walk = Walk(model)
-    follow(walk, calls)
-    if isinstance(in_training, fx.Graph) and in_training is not calls:
-        follow(walk, in_training, training=True)
-    return walk
+class _Recorded:
+    """The calls in both modes, and what goes with them."""
+
+    def __init__(self, calls: fx.Graph, in_training: fx.Graph | str):
+        self.calls = calls
+        self.in_training = in_training
+        self.plain: set[str] = set()
+        self.constants: dict[str, Tensor] = {}
+        self.is_exported = False
 
 
-def _calls_in_training(
-    model: nn.Module, input_shape: Sequence[int], calls: fx.Graph
-) -> fx.Graph | str:
+def _record(model: nn.Module, example: Example) -> _Recorded:
     try:
-        return record_training(model, input_shape, calls)
+        if not example.is_flat:
+            raise UnsupportedNetwork("its arguments hold several tensors each")
+        calls = record_calls(model, example)
     except UnsupportedNetwork as error:
-        return str(error)
+        return _record_by_export(model, example, error)
+    try:
+        return _Recorded(calls, record_training(model, example, calls))
+    except UnsupportedNetwork as error:
+        return _Recorded(calls, str(error))
 
 
-def _refuse_what_stands_in_front(model: nn.Module) -> None:
+def _record_by_export(model: nn.Module, example: Example, error: UnsupportedNetwork) -> _Recorded:
+    """Export the network in both modes.
+
+    Raises:
+        UnsupportedNetwork: It cannot be exported; the reason is that of the tracing.
+    """
+    try:
+        exported = Exported(model, example, training=False)
+    except UnsupportedNetwork as second:
+        raise (error if example.is_flat else second) from second
+    recorded = _Recorded(exported.calls, exported.calls)
+    recorded.is_exported = True
+    recorded.plain, recorded.constants = exported.plain, exported.constants
+    try:
+        training = Exported(model, example, training=True)
+    except UnsupportedNetwork as second:
+        recorded.in_training = str(second)
+    else:
+        if str(training.calls) != str(exported.calls) or training.constants:
+            recorded.in_training = training.calls
+            recorded.plain |= training.plain
+            recorded.constants |= training.constants
+    return recorded
+
+
+def _note_channels(walk: Walk, renumbered: ChannelNumbers) -> None:
+    """Store the channels of every tensor with the call that returns it."""
+
+    def final(numbers: ChannelNumbers | None) -> ChannelNumbers | None:
+        return None if numbers is None else without_repeats(renumbered[numbers])
+
+    for node, numbers in walk.channels.items():
+        several = isinstance(numbers, tuple)
+        node.meta["channels"] = tuple(map(final, numbers)) if several else final(numbers)  # type: ignore[arg-type]
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
     for name, module in model.named_modules():
         kind = next((k.__name__ for k in type(module).__mro__ if k.__name__ in WRAPPERS), None)
         if kind is not None:
@@ -86,10 +156,4 @@ def _refuse_what_stands_in_front(model: nn.Module) -> None:
             raise UnsupportedNetwork(
                 f"{what} is wrapped in {kind}; give what it wraps, {inside}, and wrap "
                 "what comes out"
-            )
-        if computes_its_weights(module):
-            raise UnsupportedNetwork(
-                f"layer {name} ({type(module).__name__}) computes its weights from others (weight "
-                "norm, spectral norm, a mask, another parametrization); make them plain first, as "
-                "remove_weight_norm and remove_parametrizations of torch.nn.utils do"
             )

@@ -2,94 +2,231 @@
 
 from __future__ import annotations
 
-from torch import fx
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.layers import ChannelNumbers
-from chanprune.channels.rules.nodes import argument, is_tensor, name_of, shape_of
+from chanprune.channels.operations import name_of
+from chanprune.channels.rules.nodes import (
+    argument,
+    dims_along,
+    is_tensor,
+    operand,
+    shape_of,
+)
 from chanprune.channels.rules.walk import Walk
+from chanprune.channels.spread import aligned, axes_of
 
 
-def channelwise(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Keep the channels; of zeros it makes zeros."""
-    return walk.source(node)
+def whole(walk: Walk, node: fx.Node) -> None:
+    """Keep all channels of what is read; those of the result all stay as well."""
+    walk.keep_whole(node, f"{label(node)} needs all its channels")
 
 
-def gate(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Keep the channels; of zeros it makes something else."""
-    return walk.source(node)
+def label(node: fx.Node) -> str:
+    """Name a call in a reason: the layer, or the operation and where it stands."""
+    if node.op == "call_module":
+        return str(node.target)
+    path = list(node.meta.get("nn_module_stack", {}).values())
+    owner = path[-1][0] if path else ""
+    return f"{name_of(node)} in {owner}" if owner else name_of(node)
 
 
-def elementwise(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Stand for `channelwise` or `gate`, which only a trial tells apart."""
-    raise AssertionError("stands for channelwise or gate")
-
-
-def whole(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Keep the channels, none of which may go."""
-    walk.freeze(walk.source(node), f"{name_of(node)} needs all its channels")
-    return walk.source(node)
-
-
-def prelu(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Follow one slope for all channels; slopes of their own are cut by nobody."""
-    is_one = walk.modules[str(node.target)].num_parameters == 1
-    return walk.source(node) if is_one else whole(walk, node)
-
-
-def container(walk: Walk, node: fx.Node) -> None:
-    """Keep whole what a named tuple or a dataclass holds, which is a network's output."""
-    for source in node.all_input_nodes:
-        if source in walk.channels:
-            walk.freeze(walk.channels[source], f"it is part of a {name_of(node)}")
+def same(walk: Walk, node: fx.Node) -> None:
+    """Keep the channels of the operand."""
+    walk.put(node, walk.channels[operand(node)])
 
 
 def fresh(walk: Walk, node: fx.Node) -> None:
     """Follow nothing: the operand's values are not looked at."""
+    for source in node.all_input_nodes:
+        for numbers in walk.sizes.get(source, ()):
+            walk.freeze(numbers, f"{label(node)} makes a tensor with its number of channels")
 
 
-def total(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Unite the channels of all sides; a number makes something of zero channels."""
-    numbers = _united(walk, node, keeps_zero_beside=False)
-    others = [*node.args, *(v for k, v in node.kwargs.items() if k not in ("alpha", "value"))]
-    if any(isinstance(a, (int, float)) and a != 0 for a in others):
-        walk.freeze(numbers, "a number is added to it")
+def elementwise(walk: Walk, node: fx.Node) -> None:
+    """Unite the channels of all operands, element by element."""
+    sides = [source for source in node.all_input_nodes if is_tensor(source)]
+    numbered = [side for side in sides if walk.numbers(side) is not None]
+    for source in node.all_input_nodes:
+        for numbers in walk.sizes.get(source, ()):
+            walk.freeze(numbers, f"{label(node)} computes with its number of channels")
+    if not numbered:
+        _combine_bare(walk, node)
+        return
+    rank, result = len(shape_of(node)), None
+    numbers = [aligned(walk.channels[side], rank) for side in numbered]  # type: ignore[arg-type]
+    widest = max(numbers, key=lambda each: len(axes_of(each)))
+    axes = sorted({axis for each in numbers for axis in axes_of(each)})
+    for side, own in zip(numbered, numbers, strict=True):
+        extents = (1,) * (rank - len(shape_of(side))) + tuple(shape_of(side))
+        if axes_of(own) == axes and all(extents[axis] == shape_of(node)[axis] for axis in axes):
+            if result is not None:
+                walk.numbering.unite(result, own)
+            result = own if result is None else result
+    if result is None:
+        for own in numbers:
+            walk.freeze(own, f"{label(node)} combines it with channels of another dimension")
+        result = widest
+    for side, own in zip(numbered, numbers, strict=True):
+        if axes_of(own) != axes:
+            walk.freeze(own, f"it is broadcast in {label(node)}")
+    for side in sides:
+        if side not in numbered:
+            result = _beside(walk, node, side, result)
+    walk.put(node, result)
+    _note_gates(walk, node)
+
+
+def _combine_bare(walk: Walk, node: fx.Node) -> None:
+    """Follow a parameter through arithmetic with numbers; what is made of several stays whole."""
+    bare = [source for source in node.all_input_nodes if source in walk.bare]
+    tensors = [source for source in node.all_input_nodes if is_tensor(source)]
+    if len(tensors) == 1 and len(bare) == 1 and shape_of(node) == shape_of(bare[0]):
+        walk.bare[node] = walk.bare[bare[0]]
+    else:
+        whole(walk, node)
+
+
+def _beside(walk: Walk, node: fx.Node, side: fx.Node, numbers: ChannelNumbers) -> ChannelNumbers:
+    """Meet an operand that no layer makes: a parameter, a buffer, or channels that all stay."""
+    extents = (1,) * (numbers.ndim - len(shape_of(side))) + tuple(shape_of(side))
+    axes = axes_of(numbers)
+    wide = [axis for axis in axes if extents[axis] > 1]
+    if side in walk.bare and axes and wide == axes:
+        walk.meet(walk.bare[side], numbers, numbers.ndim)
+        return numbers
+    if side in walk.bare:
+        walk.whole.add(walk.bare[side].name)
+    for axis in wide:
+        reason = f"{label(node)} combines it with {side.name}, whose channels all stay"
+        numbers = walk.whole_along(numbers, axis, reason)
     return numbers
 
 
-def product(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Unite the channels of all sides; what is divided by must not be zero."""
-    numbers = _united(walk, node, keeps_zero_beside=True)
-    if node.target in ops.DIVISIONS:
-        divisor = argument(node, 1, "other")
-        if isinstance(divisor, fx.Node) and divisor in walk.channels:
-            walk.freeze(numbers, f"{node.name} divides by it")
-            walk.freeze(walk.channels[divisor], f"{node.name} divides by it")
-    return numbers
+def _note_gates(walk: Walk, node: fx.Node) -> None:
+    """Follow values that are not zero where channels are, until a product scales others by them."""
+    name = name_of(node)
+    sources = [source for source in node.all_input_nodes if source in walk.channels]
+    nonzero = [source for source in sources if source in walk.nonzero]
+    if name in ops.PRODUCTS:
+        if 0 < len(nonzero) < len(sources):
+            for source in nonzero:
+                walk.numbering.gates(walk.channels[source])  # type: ignore[arg-type]
+        return
+    adds = name in ops.SUMS and any(
+        isinstance(argument, (int, float)) and argument != 0 for argument in node.args
+    )
+    if nonzero or name in ops.GATES or adds:
+        walk.nonzero.add(node)
 
 
-def _united(walk: Walk, node: fx.Node, keeps_zero_beside: bool) -> ChannelNumbers:
-    """Unite the channels of the sides; one that is broadcast leaves zeros if it is a factor."""
-    rank, width = len(shape_of(node)), shape_of(node)[1]
-    sides, reasons = [], []
-    for side in node.all_input_nodes:
-        if not is_tensor(side):
-            continue
-        own = shape_of(side)
-        is_wide = len(own) >= rank - 1 and own[1 - rank] == width
-        if side not in walk.channels and is_wide and width > 1:
-            reasons.append(f"{node.name} combines it with {side.target}, which no layer makes")
-        elif side not in walk.channels:
-            reasons += [] if keeps_zero_beside else [f"{side.target} is broadcast over it"]
-        elif len(walk.channels[side]) == width and len(own) == rank:
-            sides.append(walk.channels[side])
-        else:
-            walk.freeze(walk.channels[side], f"it is broadcast in {node.name}")
-            reasons += [] if keeps_zero_beside else [f"{side.name} is broadcast over it"]
-    if not sides:
-        raise walk.unsupported(node, "broadcasts all its operands")
-    for other in sides[1:]:
-        walk.numbering.unite(sides[0], other)
-    for reason in reasons:
-        walk.freeze(sides[0], reason)
-    return sides[0]
+def gate(walk: Walk, node: fx.Node) -> None:
+    """Keep the channels; of zeros it makes something else."""
+    same(walk, node)
+    walk.nonzero.add(node)
+
+
+def spatial(walk: Walk, node: fx.Node) -> None:
+    """Keep the channels of what works along the last dimensions."""
+    name = type(walk.modules[str(node.target)]).__name__ if node.op == "call_module" else ""
+    count = next((int(d) for d in "123" if f"{d}d" in (name or name_of(node))), None)
+    numbers = walk.numbers(operand(node))
+    if numbers is None:
+        whole(walk, node)
+        return
+    first = 2 if count is None else numbers.ndim - count
+    for axis in axes_of(numbers):
+        if axis >= first:
+            numbers = walk.whole_along(numbers, axis, f"{label(node)} works along it")
+    walk.put(node, numbers if is_tensor(node) else (numbers,) * len(node.meta["holds"]))
+
+
+def along(walk: Walk, node: fx.Node) -> None:
+    """Follow a sum, a maximum, a softmax along dimensions: channels along these stay."""
+    name = name_of(node)
+    module: Any = walk.modules.get(str(node.target)) if node.op == "call_module" else None
+    numbers = walk.numbers(operand(node))
+    place = ops.ALONG.get(name, 1)
+    dims = dims_along(node, place) if module is None else _dim_of(module, numbers)
+    if numbers is None or (dims is None and axes_of(numbers)):
+        whole(walk, node)
+        return
+    dims = list(range(numbers.ndim)) if dims is None else dims
+    for axis in axes_of(numbers):
+        if axis in dims:
+            numbers = walk.whole_along(numbers, axis, f"{label(node)} needs all its channels")
+    if name not in ops.KEEPS_DIMENSIONS and module is None:
+        if any(axis in dims for axis in axes_of(numbers)):
+            return
+        rank = len(shape_of(node) if is_tensor(node) else node.meta["holds"][0])
+        if rank < numbers.ndim:
+            numbers = numbers.squeeze(tuple(set(dims)))
+    walk.put(node, numbers if is_tensor(node) else (numbers,) * len(node.meta["holds"]))
+
+
+def _dim_of(module: nn.Module, numbers: ChannelNumbers | None) -> list[int] | None:
+    """Return the dimension of a softmax layer."""
+    dim: Any = getattr(module, "dim", None)
+    return None if dim is None or numbers is None else [dim % numbers.ndim]
+
+
+def product_of_matrices(walk: Walk, node: fx.Node) -> None:
+    """Keep what a matrix product does not sum over: rows of the left side, columns of the right."""
+    sides = [source for source in node.all_input_nodes if is_tensor(source)]
+    numbered = [side for side in sides if walk.numbers(side) is not None]
+    rank = len(shape_of(node))
+    if len(sides) != 2 or len(numbered) != 1 or any(len(shape_of(s)) != rank for s in sides):
+        whole(walk, node)
+        return
+    (side,) = numbered
+    numbers = walk.channels[side]
+    assert not isinstance(numbers, tuple)
+    other = next(s for s in sides if s is not side)
+    if other in walk.bare:
+        walk.whole.add(walk.bare[other].name)
+    summed = rank - 1 if side is sides[0] else rank - 2
+    beside = [axis for axis in range(rank - 2) if shape_of(other)[axis] > 1]
+    for axis in axes_of(numbers):
+        if axis in (summed, *beside):
+            numbers = walk.whole_along(numbers, axis, f"{label(node)} sums over it")
+    if summed not in axes_of(numbers):
+        walk.put(node, numbers)
+
+
+def attention(walk: Walk, node: fx.Node) -> None:
+    """Keep the features of the values, which attention weighs; queries and keys stay whole."""
+    query, key, value, *masks = (s for s in node.all_input_nodes if is_tensor(s))
+    numbers = walk.numbers(value)
+    if value in (query, key) or numbers is None or masks:
+        whole(walk, node)
+        return
+    for axis in axes_of(numbers):
+        if axis != numbers.ndim - 1:
+            numbers = walk.whole_along(numbers, axis, f"{label(node)} sums over it")
+    kept = numbers if axes_of(numbers) == [numbers.ndim - 1] else None
+    for source in (query, key):
+        own = walk.numbers(source)
+        if own is not None:
+            walk.freeze(own, f"{label(node)} needs all its channels")
+    if kept is not None:
+        walk.put(node, kept)
+
+
+def gated(walk: Walk, node: fx.Node) -> None:
+    """Follow a gated linear unit: the halves go together."""
+    module: Any = walk.modules.get(str(node.target)) if node.op == "call_module" else None
+    numbers = walk.numbers(operand(node))
+    if numbers is None:
+        whole(walk, node)
+        return
+    dim = argument(node, 1, "dim", default=-1) if module is None else module.dim
+    if dim % numbers.ndim not in axes_of(numbers):
+        walk.put(node, numbers)
+        return
+    halves = np.split(numbers, 2, dim)
+    walk.numbering.unite(*halves)
+    walk.put(node, halves[0])

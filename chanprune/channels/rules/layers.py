@@ -1,33 +1,42 @@
-"""Layers: what convolutions, linear layers and batch norms do with channels."""
+"""Layers: what convolutions, linear layers and norms do with channels."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import fx, nn
 
 from chanprune.channels import operations as ops
+from chanprune.channels.baked import can_be_baked
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.layers import ChannelNumbers, Layer, constant_layer
-from chanprune.channels.rules.nodes import shape_of
+from chanprune.channels.plain import has_code_of_its_own, treats_channels_alone
+from chanprune.channels.rules.arithmetic import whole
+from chanprune.channels.rules.nodes import argument, operand, shape_of
 from chanprune.channels.rules.walk import Walk
+from chanprune.channels.spread import axes_of
 
 
-def convolution(walk: Walk, node: fx.Node) -> ChannelNumbers:
+def convolution(walk: Walk, node: fx.Node) -> None:
     """Make new channels, or keep those of the input if it is depthwise."""
     name = str(node.target)
-    module = walk.modules[name]
-    assert isinstance(module, ops.CONVOLUTIONS)
-    inputs = walk.source(node)
+    module: Any = walk.modules[name]
+    source = operand(node)
+    transposed = isinstance(module, ops.TRANSPOSED)
+    is_batched = len(shape_of(source)) == len(module.kernel_size) + 2
     depthwise = module.groups > 1 and module.groups == module.in_channels
+    if not is_batched or (transposed and module.groups > 1 and not depthwise):
+        whole(walk, node)
+        return
+    inputs = walk.read(source, 1, name)
     blocks = 1 if depthwise else module.groups
     if depthwise:
         outputs = inputs.repeat(module.out_channels // module.in_channels)
-    elif name in walk.layers:
-        outputs = walk.layers[name].outputs
     else:
-        outputs = walk.numbering.new(module.out_channels, name)
+        outputs = _outputs(walk, name, module.out_channels)
     layer = Layer(
         name,
         "conv",
@@ -35,47 +44,45 @@ def convolution(walk: Walk, node: fx.Node) -> ChannelNumbers:
         outputs,
         blocks=blocks,
         depthwise=depthwise,
-        positions=math.prod(shape_of(node)[2:]),
+        transposed=transposed,
+        positions=math.prod(shape_of(source if transposed else node)[2:]),
         parameters=_parameters(module),
         rank=len(shape_of(node)),
         normalised_by=_following_norm(walk, node),
     )
-    walk.check_layer(node, layer)
     for numbers in (inputs, outputs):
         walk.numbering.divide(numbers, blocks, name)
     _keep_whole_if_asked(walk, name, inputs)
-    return walk.record(node, layer)
+    _record(walk, node, layer)
 
 
-def linear(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Make new channels of features."""
+def linear(walk: Walk, node: fx.Node) -> None:
+    """Make new channels of features, along the last axis."""
     name = str(node.target)
-    module = walk.modules[name]
-    assert isinstance(module, nn.Linear)
-    if len(shape_of(node)) != 2:
-        raise walk.unsupported(node, "reads a tensor that is not (N, C)")
-    known = walk.layers.get(name)
-    outputs = known.outputs if known else walk.numbering.new(module.out_features, name)
+    module: Any = walk.modules[name]
+    shape = shape_of(node)
+    outputs = _outputs(walk, name, module.out_features)
     layer = Layer(
         name,
         "linear",
-        walk.source(node),
+        walk.read(operand(node), -1, name),
         outputs,
-        positions=1,
+        axis=-1,
+        positions=math.prod(shape[1:-1]),
         parameters=_parameters(module),
-        rank=2,
+        rank=len(shape),
         normalised_by=_following_norm(walk, node),
     )
-    walk.check_layer(node, layer)
-    return walk.record(node, layer)
+    _record(walk, node, layer)
 
 
-def batch_norm(walk: Walk, node: fx.Node) -> ChannelNumbers:
+def batch_norm(walk: Walk, node: fx.Node) -> None:
     """Keep the channels, or make new ones behind a gather from a stream."""
     name = str(node.target)
-    module = walk.modules[name]
-    inputs, index = walk.source(node), None
-    producer = walk.layers.get(str(node.all_input_nodes[0].target))
+    module: Any = walk.modules[name]
+    source = operand(node)
+    inputs, index = walk.read(source, 1, name), None
+    producer = walk.layers.get(str(source.target))
     is_behind = producer is not None and producer.normalised_by == name
     gathers = isinstance(module, Gathered)
     if not gathers and (is_behind or walk.numbering.is_input(inputs)):
@@ -97,22 +104,103 @@ def batch_norm(walk: Walk, node: fx.Node) -> ChannelNumbers:
         parameters=_parameters(module),
         rank=len(shape_of(node)),
     )
-    walk.check_layer(node, layer)
     if not getattr(module, "affine", False):
         walk.freeze(outputs, f"{name} has no scale")
     if name in walk.called:
         walk.freeze(outputs, f"{name} is called several times")
     _keep_whole_if_asked(walk, name, outputs)
-    return walk.record(node, layer)
+    _record(walk, node, layer)
 
 
-def constant(walk: Walk, node: fx.Node) -> ChannelNumbers:
+def scale(walk: Walk, node: fx.Node) -> None:
+    """Keep the channels, each of which has parameters of its own."""
+    name = str(node.target)
+    module: Any = walk.modules[name]
+    source = operand(node)
+    numbers = walk.numbers(source)
+    if numbers is None or len(shape_of(source)) < 2 or not _is_by_channel(module):
+        whole(walk, node)
+        return
+    inputs = walk.read(source, 1, name)
+    rank = len(shape_of(node))
+    layer = Layer(name, "scale", inputs, inputs, parameters=_parameters(module), rank=rank)
+    _record(walk, node, layer)
+
+
+def prelu(walk: Walk, node: fx.Node) -> None:
+    """Follow one slope for all channels, or one for each."""
+    module: Any = walk.modules[str(node.target)]
+    if module.num_parameters == 1:
+        walk.put(node, walk.channels[operand(node)])
+    else:
+        scale(walk, node)
+
+
+def layer_norm(walk: Walk, node: fx.Node) -> None:
+    """Keep whole what is normalised over channels."""
+    module: Any = walk.modules[str(node.target)]
+    normalised(walk, node, module.normalized_shape)
+
+
+def functional_norm(walk: Walk, node: fx.Node) -> None:
+    """Keep whole what a function normalises over channels."""
+    normalised(walk, node, argument(node, 1, "normalized_shape"))
+
+
+def normalised(walk: Walk, node: fx.Node, over: Any) -> None:
+    """Follow a norm over the last dimensions."""
+    numbers = walk.numbers(operand(node))
+    sizes = [over] if isinstance(over, int) else list(over)
+    if numbers is None:
+        whole(walk, node)
+        return
+    first = numbers.ndim - len(sizes)
+    for axis in axes_of(numbers):
+        if axis >= first:
+            reason = f"{node.target if node.op == 'call_module' else node.name} normalises over it"
+            numbers = walk.whole_along(numbers, axis, reason)
+    for source in node.all_input_nodes:
+        if source in walk.bare:
+            walk.whole.add(walk.bare[source].name)
+    walk.put(node, numbers)
+
+
+def constant(walk: Walk, node: fx.Node) -> None:
     """Make channels of what a layer became that has nothing left to read."""
     name = str(node.target)
     known = walk.layers.get(name)
     width, rank = shape_of(node)[1], len(shape_of(node))
     outputs = known.outputs if known else walk.numbering.new(width, name, produced=False)
-    return walk.record(node, constant_layer(name, outputs, (name,), rank))
+    walk.put_along(node, walk.record(constant_layer(name, outputs, (name,), rank)))
+
+
+def _record(walk: Walk, node: fx.Node, layer: Layer) -> None:
+    """Store a layer, unless it does something else with channels than PyTorch's."""
+    module = walk.modules[layer.name]
+    is_known = layer.name in walk.layers or layer.name in walk.baked
+    if layer.kind != "scale" and not is_known:
+        positions = [] if layer.kind == "linear" else shape_of(operand(node))[2:]
+        bakes = has_code_of_its_own(module) and not treats_channels_alone(module, layer, positions)
+        if bakes and not can_be_baked(module, shape_of(operand(node))):
+            for numbers in (layer.inputs, layer.outputs):
+                walk.freeze(numbers, f"{layer.name} computes its weights while it runs")
+            return
+        if bakes:
+            walk.baked.add(layer.name)
+            plain = tuple(p for p in layer.parameters if p in ("weight", "bias"))
+            layer = replace(layer, parameters=plain)
+    walk.put_along(node, walk.record(layer), layer.axis)
+
+
+def _outputs(walk: Walk, name: str, width: int) -> ChannelNumbers:
+    known = walk.layers.get(name)
+    return known.outputs if known else walk.numbering.new(width, name)
+
+
+def _is_by_channel(module: Any) -> bool:
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups == module.num_channels
+    return True
 
 
 def _parameters(module: nn.Module) -> tuple[str, ...]:

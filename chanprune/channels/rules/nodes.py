@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from chanprune.channels import operations as ops
+from chanprune.channels.operations import name_of
 
 
 def shape_of(node: fx.Node) -> torch.Size:
@@ -21,9 +22,9 @@ def is_tensor(node: fx.Node) -> bool:
     return "shape" in node.meta
 
 
-def name_of(node: fx.Node) -> str:
-    """Return the name of what is called."""
-    return str(getattr(node.target, "__name__", node.target))
+def operand(node: fx.Node) -> fx.Node:
+    """Return the first tensor that a call is given."""
+    return next(source for source in node.all_input_nodes if is_tensor(source))
 
 
 def argument(node: fx.Node, place: int, *names: str, default: Any = None) -> Any:
@@ -33,23 +34,32 @@ def argument(node: fx.Node, place: int, *names: str, default: Any = None) -> Any
     return next((node.kwargs[name] for name in names if name in node.kwargs), default)
 
 
-def dims_along(node: fx.Node) -> list[int]:
-    """Return the dimensions along which a node works; none if it does not say which."""
-    place = ops.ALONG[node.target][0]
-    dims = argument(node, place, "dim", "dims", "axis")
-    rank = len(shape_of(node.all_input_nodes[0]))
-    further = node.args[place + 1 :] if node.target == "flip" else ()
-    listed = list(dims) if isinstance(dims, (tuple, list)) else [dims, *further]
-    if any(not isinstance(d, int) or isinstance(d, bool) for d in listed):
-        return []
+def values(argument: Any) -> Any:
+    """Replace the calls in an argument by the numbers that they return."""
+    return fx.node.map_arg(argument, lambda node: node.meta.get("value"))
+
+
+def dims_along(node: fx.Node, place: int) -> list[int] | None:
+    """Return the dimensions along which a node works; None: along all of them.
+
+    Args:
+        node: The node.
+        place: Which of its arguments says so.
+    """
+    dims = values(argument(node, place, "dim", "dims", "axis"))
+    rank = len(shape_of(operand(node)))
+    listed = list(dims) if isinstance(dims, (tuple, list)) else [dims]
+    if not listed or any(not isinstance(d, int) or isinstance(d, bool) for d in listed):
+        return None
     return [int(d) % rank for d in listed]
 
 
 def compares_tensors(node: fx.Node) -> bool:
     """Tell whether max or min is that of two tensors."""
-    return len(node.args) > 1 and isinstance(node.args[1], fx.Node)
+    other = argument(node, 1, "other")
+    return name_of(node) in ("max", "min") and isinstance(other, fx.Node) and is_tensor(other)
 
 
 def is_statistics(node: fx.Node) -> bool:
     """Tell whether a node takes one of the results of a mean or variance."""
-    return node.all_input_nodes[0].target in ops.STATISTICS | {"std_mean", "var_mean"}
+    return name_of(node.all_input_nodes[0]) in ops.STATISTICS

@@ -1,174 +1,366 @@
-"""Positions: what operations that move elements, and the sizes of tensors, do with channels."""
+"""Positions: what operations that move elements do with channels, found by moving their numbers."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.layers import ChannelNumbers
-from chanprune.channels.rules.arithmetic import whole
-from chanprune.channels.rules.nodes import argument, is_tensor, name_of, shape_of
-from chanprune.channels.rules.walk import Walk
+from chanprune.channels.operations import name_of, words
+from chanprune.channels.rules.arithmetic import label, whole
+from chanprune.channels.rules.nodes import (
+    argument,
+    dims_along,
+    is_tensor,
+    operand,
+    shape_of,
+    values,
+)
+from chanprune.channels.rules.walk import Bare, Walk
+from chanprune.channels.spread import axes_of, compressed, expanded, on_axis
+
+# Those whose arguments name no size of a tensor.
+MOVES = words(
+    """
+    permute transpose swapaxes swapdims movedim moveaxis t T mT numpy_T adjoint squeeze
+    unsqueeze flatten ravel flip fliplr flipud repeat tile repeat_interleave roll unbind
+    unfold pixel_shuffle pixel_unshuffle native_channel_shuffle channel_shuffle rot90
+    squeeze_copy alias
+    """
+)
+# Those with sizes among their arguments, which a smaller network needs others of.
+SIZED = words(
+    """
+    view reshape unsafe_view unflatten expand view_as reshape_as expand_as chunk split
+    split_with_sizes unsafe_split unsafe_chunk tensor_split narrow slice select getitem
+    broadcast_to
+    """
+)
+POSITION_MODULES = (nn.Flatten, nn.PixelShuffle, nn.PixelUnshuffle)
+_LIKE = frozenset({"view_as", "reshape_as", "expand_as"})
+_AS_VIEW: dict[str, Callable[..., Any]] = {
+    "view": torch.reshape,
+    "unsafe_view": torch.reshape,
+    "T": lambda t, _: t.T,
+    "mT": lambda t, _: t.mT,
+}
 
 
-def concatenation(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Join the channels, or unite them where something else is joined."""
+def moved(walk: Walk, node: fx.Node) -> None:
+    """Run the operation on the channel numbers of its operand."""
+    if operand(node) in walk.bare:
+        _move_bare(walk, node)
+        return
+    numbers = walk.numbers(operand(node))
+    others = [s for s in node.all_input_nodes if is_tensor(s) and s is not operand(node)]
+    if numbers is None or (others and name_of(node) not in _LIKE):
+        whole(walk, node)
+        return
+    for axis in _axes_that_stay(node, numbers):
+        numbers = walk.whole_along(numbers, axis, f"{label(node)} moves or takes part of it")
+    node.meta["taken"] = _taken(node, shape_of(operand(node)))
+    elements = expanded(numbers, shape_of(operand(node)))
+    result = run(walk.modules, node, elements)
+    if result is None:
+        whole(walk, node)
+    elif isinstance(result, Tensor):
+        walk.put(node, compressed(result))
+        if others:
+            _unite_like(walk, node, others[0])
+    else:
+        walk.put(node, tuple(compressed(each) for each in result))
+
+
+def _unite_like(walk: Walk, node: fx.Node, other: fx.Node) -> None:
+    """Let what takes the shape of another tensor lose what that one loses."""
+    wanted, own = walk.numbers(other), walk.numbers(node)
+    assert own is not None
+    if wanted is None or wanted.shape != own.shape:
+        walk.freeze(own, f"{label(node)} gives it the shape of a tensor with other channels")
+    else:
+        walk.numbering.unite(own, wanted)
+
+
+def run(modules: dict[str, nn.Module], node: fx.Node, elements: Tensor) -> Any:
+    """Run a call on another tensor in place of its first; None where its result has other shapes.
+
+    Args:
+        modules: The network's modules by name.
+        node: The call.
+        elements: The tensor, shaped as what the call is given.
+    """
+    first, name = operand(node), name_of(node)
+
+    def given(source: fx.Node) -> Any:
+        if source is first:
+            return elements
+        if is_tensor(source):
+            return torch.empty(()).expand(shape_of(source))
+        return source.meta.get("value")
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), given)
+    call: Callable[..., Any]
+    if node.op == "call_module":
+        call = modules[str(node.target)]
+    elif name in _AS_VIEW:
+        call = _AS_VIEW[name]
+        args = (args[0], list(args[1:])) if isinstance(args[1], int) else args
+    elif name in _LIKE:
+        return (
+            elements.expand(shape_of(node))
+            if "expand" in name
+            else elements.reshape(shape_of(node))
+        )
+    else:
+        is_method = node.op == "call_method"
+        call = getattr(torch.Tensor, str(node.target)) if is_method else node.target  # type: ignore[assignment]
+    try:
+        result = call(*args, **kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return None
+    results = [result] if isinstance(result, Tensor) else list(result)
+    wanted = [shape_of(node)] if is_tensor(node) else list(node.meta["holds"])
+    return result if [each.shape for each in results] == wanted else None
+
+
+def _axes_that_stay(node: fx.Node, numbers: ChannelNumbers) -> list[int]:
+    """List the axes of channels of which a call takes a part, or that it turns round."""
+    axes, rank, name = axes_of(numbers), numbers.ndim, name_of(node)
+    if name == "squeeze":
+        dims = dims_along(node, 1)
+        return [] if dims is not None else axes
+    if name == "roll":
+        dims = dims_along(node, 2)
+        return axes if dims is None else [axis for axis in axes if axis in dims]
+    if name in ("unbind", "select", "unfold"):
+        dim = values(argument(node, 1, "dim", "dimension", default=0))
+        return [axis for axis in axes if axis == dim % rank]
+    if name == "slice":
+        step = argument(node, 4, "step", default=1)
+        dim = argument(node, 1, "dim", default=0) % rank
+        return [axis for axis in axes if axis == dim and step != 1]
+    if name == "getitem":
+        return [axis for axis, part in _parts(node, rank) if axis in axes and not _is_run(part)]
+    return []
+
+
+def _taken(node: fx.Node, shape: torch.Size) -> dict[int, tuple[int, int]]:
+    """Return the axes of which a call takes a run of positions, each with its ends."""
+    name, slices = name_of(node), {}
+    if name == "getitem":
+        slices = {axis: part for axis, part in _parts(node, len(shape)) if _is_run(part)}
+    elif name in ("narrow", "slice"):
+        dim, start, stop = (*values(node.args[1:4]), None, None, None)[:3]
+        stop = start + stop if name == "narrow" else stop
+        slices = {(dim or 0) % len(shape): slice(start, stop)}
+    ends = {axis: part.indices(shape[axis])[:2] for axis, part in slices.items()}
+    return {
+        axis: (start, max(start, stop))
+        for axis, (start, stop) in ends.items()
+        if (start, stop) != (0, shape[axis])
+    }
+
+
+def _is_run(part: Any) -> bool:
+    return isinstance(part, slice) and part.step in (None, 1)
+
+
+def _parts(node: fx.Node, rank: int) -> list[tuple[int, Any]]:
+    """Return the dimensions that an index takes something of, each with what it takes."""
+    index = values(node.args[1])
+    parts = [part for part in (index if isinstance(index, tuple) else (index,)) if part is not None]
+    if Ellipsis in [part for part in parts if not isinstance(part, (Tensor, list))]:
+        place = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        parts[place : place + 1] = [slice(None)] * (rank - len(parts) + 1)
+    return list(enumerate(parts))
+
+
+def _move_bare(walk: Walk, node: fx.Node) -> None:
+    """Run the operation on the places of a parameter's elements."""
+    bare = walk.bare[operand(node)]
+    elements = expanded(bare.places, shape_of(operand(node)))
+    result = run(walk.modules, node, elements)
+    if isinstance(result, Tensor):
+        walk.bare[node] = Bare(bare.name, compressed(result))
+    else:
+        walk.whole.add(bare.name)
+
+
+def indexed(walk: Walk, node: fx.Node) -> None:
+    """Follow what an index takes of a tensor, or of several tensors."""
+    source = node.all_input_nodes[0]
+    numbers = walk.channels.get(source)
+    index = node.args[1]
+    if isinstance(numbers, tuple):
+        place = ("values", "indices").index(index) if isinstance(index, str) else index
+        taken = numbers[place] if isinstance(place, int) else None
+        if taken is not None and is_tensor(node):
+            walk.put(node, taken)
+        elif isinstance(place, slice):
+            walk.put(node, numbers[place])
+        return
+    if source in walk.bare or numbers is None:
+        moved(walk, node) if source in walk.bare else whole(walk, node)
+        return
+    if all(
+        part is None or isinstance(part, (int, slice)) for _, part in _parts(node, numbers.ndim)
+    ):
+        moved(walk, node)
+    else:
+        whole(walk, node)
+
+
+def selected(walk: Walk, node: fx.Node) -> None:
+    """Follow a gather of fixed channels; which ones is of no matter, as the source stays whole."""
+    numbers = walk.numbers(operand(node))
+    dim = argument(node, 1, "dim")
+    if numbers is None or not isinstance(dim, int):
+        whole(walk, node)
+        return
+    dim %= numbers.ndim
+    if dim in axes_of(numbers):
+        numbers = walk.whole_along(numbers, dim, f"{label(node)} gathers fixed channels of it")
+        if dim in axes_of(numbers):
+            numbers = np.resize(
+                numbers, [*numbers.shape[:dim], shape_of(node)[dim], *numbers.shape[dim + 1 :]]
+            )
+    walk.put(node, numbers)
+
+
+def shuffled(walk: Walk, node: fx.Node) -> None:
+    """Follow channels that change places in a fixed order."""
+    module: Any = walk.modules[str(node.target)]
+    numbers = walk.read(operand(node), 1, str(node.target)).reshape(module.groups, -1)
+    walk.grids.append(numbers)
+    walk.put_along(node, numbers.T.reshape(-1))
+
+
+def joined(walk: Walk, node: fx.Node) -> None:
+    """Join channels along an axis, or unite them where something else is joined."""
     tensors = argument(node, 0, "tensors")
     dim = argument(node, 1, "dim", "axis", default=0)
-    missing = [side.name for side in tensors if side not in walk.channels]
-    if missing or not isinstance(dim, int):
-        raise walk.unsupported(node, f"has an operand without channels, {missing or dim}")
-    rank = len(shape_of(node))
-    if dim % rank == 1:
-        return np.concatenate([walk.channels[side] for side in tensors])
-    for side in tensors[1:]:
-        walk.numbering.unite(walk.channels[tensors[0]], walk.channels[side])
-    return walk.channels[tensors[0]]
-
-
-def pad(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Follow padding of positions, and zeros as further channels."""
-    sizes = argument(node, 1, "pad")
-    mode = argument(node, 2, "mode", default="constant")
-    if mode == "constant" and argument(node, 3, "value") not in (None, 0):
-        return whole(walk, node)
-    rank = len(shape_of(node))
-    ends = [0] * 2 * rank
-    ends[: len(sizes)] = sizes
-    before, after = ends[2 * (rank - 2) : 2 * (rank - 1)]
-    if any(isinstance(end, fx.Node) for end in (before, after)):
-        raise walk.unsupported(node, "pads channels by a number that is computed")
-    if min(before, after) < 0 or any(ends[2 * (rank - 1) :]):
-        raise walk.unsupported(node, "pads the batch or cuts channels")
-    names = (f"{node.name}.before", f"{node.name}.behind")
-    zeros = [walk.numbering.zeros(*each) for each in zip((before, after), names, strict=True)]
-    return np.concatenate([zeros[0], walk.source(node), zeros[1]])
-
-
-def sliced(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Follow positions that are taken, such as x[:, :, ::2, ::2], x[..., 0, 0], x[:, :, None]."""
-    index: Any = node.args[1]
-    parts = list(index) if isinstance(index, tuple) else [index]
-    if Ellipsis in parts:
-        place = parts.index(Ellipsis)
-        taken = sum(part is not None and part is not Ellipsis for part in parts)
-        missing = len(shape_of(node.all_input_nodes[0])) - taken
-        parts[place : place + 1] = [slice(None)] * missing
-    in_front = [part != slice(None) for part in parts[:2]]
-    if any(in_front) or not all(part is None or type(part) in (int, slice) for part in parts):
-        raise walk.unsupported(node, "takes part of the channels or of the batch")
-    return walk.source(node)
-
-
-def squeeze(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Follow positions that are squeezed out; without a dimension channels must not be one."""
-    dims = argument(node, 1, "dim", "axis")
-    rank = len(shape_of(node.all_input_nodes[0]))
-    if dims is None:
-        walk.freeze(walk.source(node), f"{node.name} would take out a single channel; name its dim")
-        return walk.source(node)
-    listed = dims if isinstance(dims, (tuple, list)) else [dims]
-    if any(dim % rank < 2 for dim in listed):
-        raise walk.unsupported(node, "squeezes out the batch or the channels")
-    return walk.source(node)
-
-
-def unsqueeze(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Follow positions that are put in."""
-    if argument(node, 1, "dim", "axis") % len(shape_of(node)) < 2:
-        raise walk.unsupported(node, "puts a dimension in front of the channels")
-    return walk.source(node)
-
-
-def permute(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Follow positions that change places."""
-    rank = len(shape_of(node))
-    given = node.args[1:] or [node.kwargs.get(name) for name in ("dim0", "dim1")]
-    listed = list(given[0]) if isinstance(given[0], (tuple, list)) else list(given)
-    order = [dim % rank if isinstance(dim, int) else 0 for dim in listed]
-    stays = order[:2] == [0, 1] if "permute" in name_of(node) else min(order) >= 2
-    if not stays:
-        raise walk.unsupported(node, "moves the channels to another dimension")
-    return walk.source(node)
-
-
-def select(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Follow a gather of fixed channels; which ones is of no matter, as the source stays whole."""
-    if argument(node, 1, "dim") != 1:
-        raise walk.unsupported(node, "selects along another dimension than the channels")
-    source = walk.source(node)
-    walk.freeze(source, f"{node.name} gathers fixed channels of it")
-    return np.resize(source, shape_of(node)[1])
-
-
-def shuffle(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Follow channels that change places in a fixed order."""
-    module = walk.modules[str(node.target)]
-    assert isinstance(module, nn.ChannelShuffle)
-    numbers = walk.source(node)
-    walk.freeze(numbers, f"{node.target} shuffles it")
-    return numbers.reshape(module.groups, -1).T.reshape(-1)
-
-
-def flatten(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Follow channels that repeat for every position."""
-    before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
-    if after[:2] == before[:2]:
-        return walk.source(node)
-    if len(after) != 2 or after[0] != before[0]:
-        raise walk.unsupported(node, f"turns {tuple(before)} into {tuple(after)}")
-    return walk.source(node).repeat(math.prod(before[2:]))
-
-
-def reshape(walk: Walk, node: fx.Node) -> ChannelNumbers:
-    """Follow view, reshape and expand; sizes written into the code forbid a smaller tensor."""
-    numbers = flatten(walk, node)
-    if node.target in ops.LIKE:
-        like = argument(node, 1, "other")
-        if like not in walk.channels or len(walk.channels[like]) != len(numbers):
-            raise walk.unsupported(node, "takes the shape of a tensor with other channels")
-        walk.numbering.unite(numbers, walk.channels[like])
-        return numbers
-    given = node.args[1:] or (argument(node, 1, "shape", "size"),)
-    sizes = list(given[0]) if isinstance(given[0], (tuple, list)) else list(given)
-    width = sizes[1] if len(sizes) > 1 else None
-    if isinstance(width, fx.Node) and walk.dims.get(width) == (1,) and width in walk.sizes:
-        walk.numbering.unite(numbers, walk.sizes[width])
-    elif not isinstance(width, int) or width != -1:
-        walk.freeze(numbers, f"{node.name} has its number of features written into the code")
-    return numbers
-
-
-def channel_sizes(walk: Walk, node: fx.Node) -> None:
-    """Follow which numbers are made of numbers of channels.
-
-    Raises:
-        UnsupportedNetwork: It is not known what else the node does with a tensor.
-    """
-    first = node.all_input_nodes[0]
-    attribute = node.args[1] if node.target in ops.ATTRIBUTES else node.target
-    numbers = walk.channels.get(first, walk.sizes.get(first))
-    if first in walk.channels and is_tensor(first):
-        if attribute in ops.FACTS:
-            return
-        if attribute not in ops.SIZES:
-            raise walk.unsupported(node, "is not an operation that this project knows")
-        dims: tuple[int, ...] = tuple(range(len(shape_of(first))))
-        index = argument(node, 1, "dim") if attribute == "size" else None
-    elif first in walk.dims and node.target in ops.SLICES:
-        dims, index = walk.dims[first], node.args[1]
+    parts = walk.channels.get(tensors) if isinstance(tensors, fx.Node) else None
+    if not isinstance(dim, int) or not (isinstance(tensors, (tuple, list)) or parts):
+        whole(walk, node)
+        return
+    rank, stacks = len(shape_of(node)), name_of(node) == "stack"
+    dim %= rank
+    if isinstance(parts, tuple):
+        numbered, shapes, tensors = list(parts), tensors.meta["holds"], [tensors] * len(parts)
     else:
-        raise walk.unsupported(node, "is not an operation that this project knows")
-    if isinstance(index, int):
-        dims = (dims[index],)
-    elif isinstance(index, slice) and not node.all_input_nodes[1:]:
-        dims = dims[index]
-    elif index is not None:
-        raise walk.unsupported(node, "takes a size that is computed")
-    walk.dims[node] = dims
-    if 1 in dims and numbers is not None:
-        walk.sizes[node] = numbers
+        numbered = [walk.numbers(each) for each in tensors]
+        shapes = [shape_of(each) for each in tensors]
+    if stacks:
+        numbered = [None if n is None else np.expand_dims(n, dim) for n in numbered]
+    axes = sorted({axis for n in numbered if n is not None for axis in axes_of(n)}) or [dim]
+    known = [n for n in numbered if n is not None]
+    if not known or (
+        any(n is None and axes != [dim] for n in numbered)
+        and not _meet_all(walk, tensors, numbered, node)
+    ):
+        whole(walk, node)
+        return
+    sizes = [1 if stacks else shape[dim] for shape in shapes]
+    _put_joined(walk, node, tensors, numbered, sizes, dim, axes)
+
+
+def _meet_all(walk: Walk, tensors: Any, numbered: list[Any], node: fx.Node) -> bool:
+    """Let parameters among the operands have the channels of the others; False: it cannot be."""
+    rank = len(shape_of(node))
+    known = next(n for n in numbered if n is not None)
+    for place, (tensor, numbers) in enumerate(zip(tensors, numbered, strict=True)):
+        if numbers is None:
+            if tensor not in walk.bare or len(shape_of(tensor)) != rank:
+                return False
+            walk.meet(walk.bare[tensor], known, rank)
+            numbered[place] = known
+    return True
+
+
+def _put_joined(
+    walk: Walk,
+    node: fx.Node,
+    tensors: Any,
+    numbered: list[Any],
+    sizes: list[int],
+    dim: int,
+    axes: list[int],
+) -> None:
+    rank = len(shape_of(node))
+    if dim not in axes and name_of(node) != "stack":
+        for other in numbered[1:]:
+            walk.numbering.unite(numbered[0], other)
+        walk.put(node, numbered[0])
+        return
+    parts = []
+    for tensor, numbers, size in zip(tensors, numbered, sizes, strict=True):
+        if numbers is None:
+            reason = f"{tensor.name}, which {label(node)} joins to it, has channels that all stay"
+            numbers = on_axis(
+                walk.numbering.fixed(size, f"{tensor.name} in {node.name}", reason), rank, dim
+            )
+        wanted = [max(n.shape[d] for n in numbered if n is not None) for d in range(rank)]
+        wanted[dim] = size
+        parts.append(np.broadcast_to(numbers, wanted))
+    walk.put(node, np.concatenate(parts, dim))
+
+
+def padded(walk: Walk, node: fx.Node) -> None:
+    """Follow padding of positions, and further channels that a number fills."""
+    sizes = values(argument(node, 1, "pad"))
+    numbers = walk.numbers(operand(node))
+    if (
+        numbers is None
+        or not isinstance(sizes, (tuple, list))
+        or not all(isinstance(s, int) for s in sizes)
+    ):
+        whole(walk, node)
+        return
+    rank = numbers.ndim
+    for axis in axes_of(numbers):
+        place = 2 * (rank - 1 - axis)
+        before, behind = (*sizes[place : place + 2], 0, 0)[:2]
+        if not before and not behind:
+            continue
+        if min(before, behind) < 0 or len(axes_of(numbers)) > 1:
+            whole(walk, node)
+            return
+        reason = f"{label(node)} appends a fixed number of zeros to it"
+        ends = [
+            on_axis(walk.numbering.fixed(size, f"{node.name}.{end}", reason), rank, axis)
+            for size, end in ((before, "before"), (behind, "behind"))
+            if size
+        ]
+        numbers = np.concatenate([*ends[: bool(before)], numbers, *ends[bool(before) :]], axis)
+    walk.put(node, numbers)
+
+
+def sizes_of(walk: Walk, node: fx.Node) -> None:
+    """Follow which numbers are made of sizes of tensors."""
+    known = [n for source in node.all_input_nodes for n in walk.sizes.get(source, ())]
+    name = name_of(node)
+    for source in node.all_input_nodes:
+        numbers = walk.channels.get(source)
+        if is_tensor(source) and isinstance(numbers, np.ndarray) and name not in ops.FACTS:
+            dim = values(argument(node, 1, "dim")) if name in ("size", "sym_size") else None
+            axes = axes_of(numbers)
+            if name not in ops.SIZES or dim is None or dim % numbers.ndim in axes:
+                known.append(numbers)
+    if name == "getitem" and isinstance(node.args[1], int) and known:
+        known = _of_one_dimension(walk, node, known)
+    if known:
+        walk.sizes[node] = known
+
+
+def _of_one_dimension(walk: Walk, node: fx.Node, known: list[Any]) -> list[Any]:
+    """Return the channels that one of a tensor's sizes is made of."""
+    source = node.all_input_nodes[0]
+    is_shape = isinstance(source.meta.get("value"), torch.Size)
+    if not is_shape or len(known) != 1 or len(source.meta["value"]) != known[0].ndim:
+        return known
+    return known if node.args[1] % known[0].ndim in axes_of(known[0]) else []

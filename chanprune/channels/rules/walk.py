@@ -3,97 +3,147 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import fx, nn
 
-from chanprune.channels import operations as ops
-from chanprune.channels.calls import UnsupportedNetwork
 from chanprune.channels.layers import ChannelNumbers, Layer
-from chanprune.channels.plain import has_code_of_its_own, treats_channels_alone
-from chanprune.channels.rules.nodes import name_of, shape_of
+from chanprune.channels.rules.nodes import shape_of
+from chanprune.channels.spread import aligned, axes_of, on_axis
 from chanprune.channels.unite import Numbering
+
+Numbers = ChannelNumbers | tuple[ChannelNumbers | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Bare:
+    """A parameter or buffer that no layer holds, on its way to the channels that it meets.
+
+    Attributes:
+        name: Its name.
+        places: Which of its elements stands at each place; see `spread`.
+    """
+
+    name: str
+    places: ChannelNumbers
 
 
 class Walk:
     """One pass over the calls of a network, and another over those in train mode.
 
     Attributes:
-        channels: Call -> the channel numbers of its result, along dimension 1; of several tensors
-            that are returned together, those of each.
-        sizes: Call whose result is made of numbers of channels -> those channels.
-        dims: Call that gives sizes of a tensor -> the dimensions that they are of.
-        nonzero: Calls that make something of channels of zeros.
+        channels: Call -> the channel numbers of its result (see `spread`); of several tensors that
+            are returned together, those of each. What is not here has channels that all stay.
+        bare: Call -> the parameter or buffer that it returns.
+        sizes: Call whose result is made of sizes of tensors -> the channels of these.
+        nonzero: Calls that make something of zeros, as gates do.
+        grids: Arrays of numbers that vary along several axes, of which one may lose channels.
         layers: Name -> layer, as far as the calls went.
+        tensors: Name of a bare tensor -> its axis that runs over channels, and their numbers.
+        whole: Names of bare tensors that something reads as they are.
+        inputs: Name of an input -> its channels.
         called: Names of the layers that this pass has met.
+        baked: Names of the layers that a plain one has to replace (see `baked`).
         training: The calls are those in train mode.
     """
 
     def __init__(self, model: nn.Module):
+        self.model = model
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.tied = _tied_modules(model)
-        self.channels: dict[fx.Node, ChannelNumbers] = {}
-        self.sizes: dict[fx.Node, ChannelNumbers] = {}
-        self.dims: dict[fx.Node, tuple[int, ...]] = {}
+        self.channels: dict[fx.Node, Numbers] = {}
+        self.bare: dict[fx.Node, Bare] = {}
+        self.sizes: dict[fx.Node, list[ChannelNumbers]] = {}
         self.nonzero: set[fx.Node] = set()
+        self.grids: list[ChannelNumbers] = []
         self.layers: dict[str, Layer] = {}
+        self.tensors: dict[str, tuple[int, ChannelNumbers]] = {}
+        self.whole: set[str] = set()
         self.numbering = Numbering()
-        self.images: ChannelNumbers | None = None
+        self.inputs: dict[str, ChannelNumbers] = {}
         self.called: set[str] = set()
+        self.baked: set[str] = set()
         self.training = False
 
-    def source(self, node: fx.Node) -> ChannelNumbers:
-        """Return the channel numbers of the node's first operand."""
-        first = node.all_input_nodes[0]
-        if first not in self.channels:
-            raise self.unsupported(node, f"has an operand without channels, {first.name}")
-        return self.channels[first]
+    def numbers(self, node: fx.Node) -> ChannelNumbers | None:
+        """Return the channel numbers of the tensor that a node returns, if they are followed."""
+        numbers = self.channels.get(node)
+        return None if isinstance(numbers, tuple) else numbers
+
+    def read(self, node: fx.Node, axis: int, reader: str) -> ChannelNumbers:
+        """Return (C,) the channels along one axis of a tensor, all of which stay along others."""
+        shape = shape_of(node)
+        axis %= len(shape)
+        numbers = self.numbers(node)
+        for other in axes_of(numbers) if numbers is not None else ():
+            if other != axis:
+                numbers = self.whole_along(numbers, other, f"{reader} reads another dimension")
+        if numbers is None or axes_of(numbers) not in ([], [axis]):
+            reason = f"{node.name}, which {reader} reads, has channels that all stay"
+            return self.numbering.fixed(shape[axis], f"{node.name} of {reader}", reason)
+        return np.broadcast_to(numbers.reshape(-1), shape[axis])
+
+    def whole_along(self, numbers: ChannelNumbers, axis: int, reason: str) -> ChannelNumbers:
+        """Let no channel go along one axis; return the numbers without it."""
+        if axes_of(numbers) == [axis]:
+            self.freeze(numbers, reason)
+            return numbers
+        first = numbers.take([0], axis)
+        self.numbering.unite(numbers, first)
+        return first
+
+    def keep_whole(self, node: fx.Node, reason: str) -> None:
+        """Keep all channels of what a node reads."""
+        for source in node.all_input_nodes:
+            numbers = self.channels.get(source, ())
+            for each in numbers if isinstance(numbers, tuple) else (numbers,):
+                if each is not None:
+                    self.freeze(each, reason)
+            for each in self.sizes.get(source, ()):
+                self.freeze(each, reason)
+            if source in self.bare:
+                self.whole.add(self.bare[source].name)
 
     def freeze(self, numbers: ChannelNumbers, reason: str) -> None:
         """Keep these channels whole."""
         self.numbering.freeze(numbers, reason)
 
-    def module(self, node: fx.Node) -> nn.Module | None:
-        """Return the layer that a node calls, if it calls one."""
-        return self.modules[str(node.target)] if node.op == "call_module" else None
+    def put(self, node: fx.Node, numbers: Numbers) -> None:
+        """Store the channel numbers of what a node returns."""
+        self.channels[node] = numbers
+        for each in numbers if isinstance(numbers, tuple) else (numbers,):
+            if each is not None and len(axes_of(each)) > 1:
+                self.grids.append(each)
 
-    def unsupported(self, node: fx.Node, what: str) -> UnsupportedNetwork:
-        """Name the layer of a node in an error."""
-        module = self.module(node)
-        if module is not None:
-            where = f"layer {node.target} ({type(module).__name__})"
-        else:
-            path = list(node.meta.get("nn_module_stack", {}).values())
-            owner = path[-1][0] if path else ""
-            where = f"operation {name_of(node)} in {owner or 'the network'}"
-        kinds = [node.target, *(type(module).__mro__ if module is not None else ())]
-        hint = next(
-            (ops.INSTEAD[kind] for kind in kinds if kind in ops.INSTEAD),
-            "use what chanprune/channels/operations.py lists, or add it there",
-        )
-        mode = " in train mode" if self.training else ""
-        return UnsupportedNetwork(
-            f"{where}{mode} {what}, so that its channels cannot be followed; {hint}"
-        )
-
-    def check_layer(self, node: fx.Node, layer: Layer) -> None:
-        """Refuse a layer that does something else with channels than PyTorch's.
-
-        Raises:
-            UnsupportedNetwork: Channels do not go through it one by one.
-        """
-        module = self.modules[layer.name]
-        if layer.name in self.layers:
+    def meet(self, bare: Bare, numbers: ChannelNumbers, rank: int) -> None:
+        """Let a bare tensor have the channels of what it is combined with, element by element."""
+        tensor = self._tensor(bare.name)
+        places, own = np.broadcast_arrays(aligned(bare.places, rank), numbers)
+        by_place = np.full(tensor, -1)
+        flat = by_place.reshape(-1)
+        flat[places.ravel()] = own.ravel()
+        self.numbering.unite(flat[places], own)
+        known = self.tensors.get(bare.name)
+        axes = [d for d in range(by_place.ndim) if _varies(by_place, d)]
+        if not axes:
             return
-        positions = shape_of(node.all_input_nodes[0])[2:]
-        if has_code_of_its_own(module) and not treats_channels_alone(module, layer, positions):
-            raise self.unsupported(
-                node,
-                "has code of its own, and computes something else with part of its channels (as "
-                "standardised weights do)",
-            )
+        along = [axes[0]] if known is None else [known[0]]
+        if axes != along or (by_place < 0).any():
+            self.freeze(own, f"it is combined with a part of {bare.name}")
+            self.whole.add(bare.name)
+            return
+        of_axis = np.moveaxis(by_place, axes[0], 0).reshape(by_place.shape[axes[0]], -1)[:, 0]
+        if known is not None:
+            self.numbering.unite(known[1], of_axis)
+        else:
+            self.tensors[bare.name] = (axes[0], of_axis)
 
-    def record(self, node: fx.Node, layer: Layer) -> ChannelNumbers:
+    def _tensor(self, name: str) -> tuple[int, ...]:
+        owner, _, last = name.rpartition(".")
+        return tuple(getattr(self.model.get_submodule(owner), last).shape)
+
+    def record(self, layer: Layer) -> ChannelNumbers:
         """Store a layer, or unite its channels with those of its earlier calls."""
         if self.training:
             layer = replace(layer, positions=0)
@@ -115,6 +165,15 @@ class Walk:
         )
         return earlier.outputs
 
+    def put_along(self, node: fx.Node, outputs: ChannelNumbers, axis: int = 1) -> None:
+        """Store channels (C,) that run along one axis of what a node returns."""
+        rank = len(shape_of(node))
+        self.put(node, on_axis(outputs, rank, axis % rank))
+
+
+def _varies(numbers: ChannelNumbers, dim: int) -> bool:
+    return bool((numbers != numbers.take([0], dim)).any())
+
 
 def _tied_modules(model: nn.Module) -> dict[str, str]:
     """Find the modules that share a parameter with another one: name -> the other's name."""
@@ -128,4 +187,4 @@ def _tied_modules(model: nn.Module) -> dict[str, str]:
     return tied
 
 
-Rule = Callable[[Walk, fx.Node], ChannelNumbers | None]
+Rule = Callable[[Walk, fx.Node], None]

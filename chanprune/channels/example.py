@@ -1,0 +1,112 @@
+"""What a network is called with: shapes and types, and values only where these matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+BATCH = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """Arguments of a network, whose tensors have no values unless they hold whole numbers.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Arguments by name.
+        batch: The first dimension of all tensors, where they have a common one; else None.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    batch: int | None
+
+    @classmethod
+    def of(cls, example: Any) -> Example:
+        """Understand what a user gives.
+
+        Args:
+            example: (C, H, W) of one image; a tensor (N, C, H, W); a tuple or list of arguments; a
+                mapping of arguments by name.
+
+        Raises:
+            ValueError: There is no tensor in it.
+        """
+        if isinstance(example, Example):
+            return example
+        if isinstance(example, Tensor):
+            args, kwargs = (example,), {}
+        elif isinstance(example, Mapping):
+            args, kwargs = (), dict(example)
+        elif all(isinstance(size, int) for size in example):
+            args, kwargs = (torch.empty((BATCH, *example), device="meta"),), {}
+        else:
+            args, kwargs = tuple(example), {}
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not tensors:
+            raise ValueError("the example holds no tensor")
+        sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
+        batch = sizes.pop() if len(sizes) == 1 else None
+        widened = BATCH if batch == 1 else batch
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: _noted(t, widened), (args, kwargs))
+        return cls(args, kwargs, widened)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image, the first tensor without its batch."""
+        first = next(
+            leaf
+            for leaf in pytree.tree_leaves((self.args, self.kwargs))
+            if isinstance(leaf, Tensor)
+        )
+        return tuple(first.shape[1:])
+
+    @property
+    def is_flat(self) -> bool:
+        """All arguments are tensors or plain values, none holds several."""
+        return all(
+            isinstance(value, Tensor) or not isinstance(value, (list, tuple, dict))
+            for value in (*self.args, *self.kwargs.values())
+        )
+
+    def filled(
+        self,
+        fill: Any,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return arguments and named arguments with values.
+
+        Args:
+            fill: Makes a tensor of a shape, such as `torch.zeros`.
+            dtype: Of the tensors that hold real numbers.
+            device: Of all tensors.
+        """
+
+        def tensor(noted: Tensor) -> Tensor:
+            if noted.device.type != "meta":
+                return noted.to(device)
+            value: Tensor = fill(tuple(noted.shape), dtype=dtype)
+            return value.to(device)
+
+        filled: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+            Tensor, tensor, (self.args, self.kwargs)
+        )
+        return filled
+
+    def inputs(self, fill: Any, dtype: torch.dtype, device: torch.device | str) -> list[Any]:
+        """Return what recorded calls take of `filled`, one after the other."""
+        leaves = pytree.tree_leaves(self.filled(fill, dtype, device))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor) or not self.is_flat]
+
+
+def _noted(tensor: Tensor, batch: int | None) -> Tensor:
+    shape: Sequence[int] = tensor.shape if batch is None else (batch, *tensor.shape[1:])
+    tensor = tensor.detach().expand(shape)
+    return tensor.to("meta") if tensor.is_floating_point() else tensor.clone()

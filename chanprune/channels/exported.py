@@ -1,0 +1,192 @@
+"""The calls of a network that symbolic tracing cannot follow, recorded by torch.export.
+
+What it records are ATen operations on parameters. Those of convolutions, linear layers and batch
+norms are turned back into calls of their layers, so that they are followed as traced ones are.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
+
+from chanprune.channels.baked import KINDS, computes_its_weights
+from chanprune.channels.calls import (
+    UnsupportedNetwork,
+    first_line,
+    note_shapes,
+    type_name,
+    undisturbed,
+)
+from chanprune.channels.example import Example
+from chanprune.channels.modes import copied, keeping_random_numbers, random_states
+from chanprune.channels.operations import name_of, words
+from chanprune.channels.plain import has_code_of_its_own
+from chanprune.channels.rebuilt import with_constants
+
+_LAYERS = words(
+    """
+    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear
+    batch_norm
+    """
+)
+_CASTS = frozenset({"to", "to_copy"})
+
+
+class Exported:
+    """The calls of one mode.
+
+    Attributes:
+        calls: The graph.
+        constants: Tensors that the network makes itself, by the names that the graph has for them.
+        plain: Names of the layers that are called as plain ones (see `baked`).
+    """
+
+    def __init__(self, model: nn.Module, example: Example, training: bool):
+        """Record the calls.
+
+        Args:
+            model: The network; it is not changed.
+            example: What it is called with.
+            training: In train mode rather than in eval mode.
+
+        Raises:
+            UnsupportedNetwork: It cannot be exported.
+        """
+        is_meta = any(p.device.type == "meta" for p in model.parameters())
+        network = copied(model).to_empty(device="cpu") if is_meta else model
+        with undisturbed(network):
+            program = _export(network.train(training), example)
+        self.model = model
+        self.mode = "training" if training else "eval"
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.constants: dict[str, Tensor] = {}
+        self.plain: set[str] = set()
+        known = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for node in program.graph.nodes:
+            if node.op == "get_attr" and str(node.target) not in known:
+                self._take_constant(program, node, set(known))
+        self.calls = self._converted(program.graph, example.is_flat)
+        with with_constants(model, self.constants):
+            note_shapes(self.calls, model, example)
+
+    def _take_constant(self, program: nn.Module, node: fx.Node, known: set[str]) -> None:
+        value: Any = program
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if isinstance(value, Tensor):
+            name = f"{self.mode}_constant_{len(self.constants)}"
+            self.constants[name] = value.detach().clone()
+            node.target = name
+
+    def _converted(self, graph: fx.Graph, is_flat: bool) -> fx.Graph:
+        """Return the graph with calls of layers, and its output in the network's structure."""
+        calls = fx.Graph()
+        info = graph._codegen.pytree_info  # type: ignore[attr-defined]
+        if not is_flat:
+            calls.set_codegen(_PyTreeCodeGen(_PyTreeInfo(info.orig_args, info.in_spec, None)))
+        new: dict[fx.Node, fx.Node] = {}
+        for node in graph.nodes:
+            if node.op == "output":
+                leaves = fx.node.map_arg(node.args[0], new.__getitem__)
+                calls.output(pytree.tree_unflatten(leaves, info.out_spec))
+            elif not self._is_bookkeeping(node):
+                new[node] = self._copied(calls, node, new)
+        for node in reversed(calls.nodes):
+            unused = node.op == "get_attr" or (
+                node.op == "placeholder" and is_flat and not isinstance(node.meta["val"], Tensor)
+            )
+            if unused and not node.users:
+                calls.erase_node(node)
+        return calls
+
+    def _copied(self, calls: fx.Graph, node: fx.Node, new: dict[fx.Node, fx.Node]) -> fx.Node:
+        layer = self._layer_of(node)
+        if layer is not None:
+            copy = calls.call_module(layer, (new[node.all_input_nodes[0]],))
+        elif node.op == "call_function" and name_of(node) in _CASTS:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), new.__getitem__)
+            kept = {key: value for key, value in kwargs.items() if key in ("dtype", "device")}
+            given = [a for a in args[1:2] if isinstance(a, torch.dtype)] or [kept.get("dtype")]
+            copy = calls.call_method("to", (args[0], *(a for a in given if a is not None)))
+        else:
+            return calls.node_copy(node, new.__getitem__)
+        copy.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
+        return copy
+
+    def _is_bookkeeping(self, node: fx.Node) -> bool:
+        """Tell whether a call checks the inputs, or counts the batches of a batch norm."""
+        first = node.args[0] if node.args else None
+        counts = isinstance(first, fx.Node) and str(first.target).endswith("num_batches_tracked")
+        guards = node.op == "call_module" and "guard" in str(node.target)
+        return guards or (counts and not node.users)
+
+    def _layer_of(self, node: fx.Node) -> str | None:
+        """Name the layer whose work an operation does; None: it is none of a layer's."""
+        if node.op != "call_function" or name_of(node) not in _LAYERS:
+            return None
+        weight, bias = _given(node)
+        owner, _, last = str(weight.target).rpartition(".") if weight is not None else ("", "", "")
+        module = self.modules.get(owner)
+        if last != "weight" or not isinstance(module, KINDS):
+            return None
+        if bias is not None and bias.target != f"{owner}.bias":
+            return None
+        if (module.bias is None) != (bias is None) or computes_its_weights(module):
+            return None
+        if has_code_of_its_own(module) or getattr(module, "padding_mode", "zeros") != "zeros":
+            self.plain.add(owner)
+        return owner
+
+
+def _given(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    """Return the parameters that are the weight and the bias of an operation."""
+    given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(node.kwargs)
+    nodes = [given.get(key) for key in ("weight", "bias")]
+    if any(n is not None and (not isinstance(n, fx.Node) or n.op != "get_attr") for n in nodes):
+        return None, None
+    return nodes[0], nodes[1]  # type: ignore[return-value]
+
+
+def _export(network: nn.Module, example: Example) -> fx.GraphModule:
+    parameter = next(network.parameters(), torch.empty(0))
+    args, kwargs = example.filled(torch.empty, parameter.dtype, parameter.device)
+    batch = torch.export.Dim("batch", min=1)
+
+    def sizes(leaf: Any) -> Any:
+        return {0: batch} if isinstance(leaf, Tensor) else None
+
+    shapes = pytree.tree_map(sizes, (args, kwargs))
+    given = None if example.batch is None else (*shapes[0], *shapes[1].values())
+    try:
+        with warnings.catch_warnings(), _silent(), keeping_random_numbers(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            drawn = random_states()[:2]
+            program = torch.export.export(network, args, kwargs, dynamic_shapes=given, strict=False)
+            module = program.module()
+            if random_states()[:2] != drawn:
+                raise ValueError("its forward draws random numbers")
+    except Exception as error:
+        raise UnsupportedNetwork(
+            f"{type_name(type(network))} cannot be traced, and cannot be exported either: "
+            f"{first_line(error)}; let it decide by what is known when the network is built"
+        ) from error
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -148,7 +148,7 @@ def test_the_self_check_finds_small_differences(scale):
     """A graph that lacks a consumer of a millionth's weight is wrong."""
     net = network(between(lambda net, t: t))
     graph = trace(net, SHAPE)
-    net.given = between(lambda net, t: t + scale * t.mean(1, keepdim=True))
+    net.given = between(lambda net, t: t + scale * t.sum(1, keepdim=True))
     with pytest.raises(CompactionError, match="differ by"):
         compact(net, graph, Plan({"a.0": range(8)}))
 

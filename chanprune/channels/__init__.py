@@ -10,7 +10,7 @@ from chanprune.channels.bank import Bank, Change
 from chanprune.channels.batchnorm import recalibrate, rowwise_batch_norms
 from chanprune.channels.calls import UnsupportedNetwork
 from chanprune.channels.cliff import find_cliff
-from chanprune.channels.compact import Compaction, CompactionError, compact, masked
+from chanprune.channels.compact import Compaction, compact
 from chanprune.channels.counting import (
     CONVENTIONS,
     Counts,
@@ -34,6 +34,7 @@ from chanprune.channels.selection import (
     select_global,
     select_widths,
 )
+from chanprune.channels.selfcheck import CompactionError, masked
 from chanprune.channels.slicing import State, gather, narrow, scatter
 from chanprune.channels.trace import trace
 

@@ -113,11 +113,10 @@ class _Constants(fx.Interpreter):
     """
 
     def __init__(self, model: nn.Module, small: nn.Module, cut: Cut):
-        with with_constants(model, cut.before.constants):
-            traced = fx.GraphModule(model, cut.before.calls)
-        super().__init__(traced, garbage_collect_values=True)
+        super().__init__(model, graph=cut.before.calls)  # type: ignore[arg-type]
         self.small = small
         self.layers = cut.before.layers
+        self.constants = cut.before.constants
         self.example = cut.before.example
         self.traced_keep = cut.traced_keep
         self.keep = torch.from_numpy(cut.keep)
@@ -131,7 +130,7 @@ class _Constants(fx.Interpreter):
         """Interpret the network for one image of zeros, in eval mode."""
         parameter = next(self.module.parameters())
         inputs = self.example.inputs(torch.zeros, parameter.dtype, parameter.device)
-        with evaluating(self.module):
+        with evaluating(self.module), with_constants(self.module, self.constants):
             self.run(*inputs)
 
     def run_node(self, n: fx.Node) -> Any:

@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels.compact import put
 from chanprune.channels.counting import executed_macs
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.plan import Plan
+from chanprune.channels.shrunk import put
 from chanprune.channels.slicing import State, gather, write
 
 

@@ -180,7 +180,7 @@ def note_shapes(calls: fx.Graph, model: nn.Module, example: Example) -> None:
     try:
         with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             inputs = example.inputs(torch.empty, parameter.dtype, parameter.device)
-            output = _Shapes(fx.GraphModule(model, calls)).run(*inputs)
+            output = _Shapes(model, calls).run(*inputs)
     except Exception as error:
         raise UnsupportedNetwork(
             f"{type(model).__name__} does not take images of shape {example.shape}: "
@@ -239,8 +239,8 @@ class _Shapes(fx.Interpreter):
     Plain batch norms, which take most of the time, are not run: they leave the shape as it is.
     """
 
-    def __init__(self, traced: fx.GraphModule):
-        super().__init__(traced)
+    def __init__(self, model: nn.Module, calls: fx.Graph):
+        super().__init__(model, graph=calls)  # type: ignore[arg-type]
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:

@@ -11,20 +11,24 @@ a layer says it does besides (`Gathered`): batch norm, activations, pooling and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from chanprune.channels import operations as ops
 from chanprune.channels.emptied import Constant
+from chanprune.channels.example import Example
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.layers import Layer
 from chanprune.channels.modes import copied
 from chanprune.channels.plan import Plan
+from chanprune.channels.shrunk import shrunk
 from chanprune.channels.tally import Tally
 
 
@@ -96,7 +100,6 @@ class Counts:
         }
 
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVENTIONS = {
     "macs": "multiply-accumulates of convolutions and linear layers (Li et al.)",
     "flops": "2 x macs (Network Slimming on CIFAR and SVHN)",
@@ -109,13 +112,17 @@ CONVENTIONS = {
 }
 
 
-def count(model: nn.Module, input_shape: Sequence[int]) -> Counts:
-    """Count a network as it is built.
+def count(model: nn.Module, example: Any) -> Counts:
+    """Count a network as it is built, for one image.
 
     Args:
         model: The network; it is not changed and may live on the meta device.
-        input_shape: (C, H, W) of one image.
+        example: (C, H, W) of one image, or what else `trace` takes.
     """
+    return _count(model, Example.of(example))
+
+
+def _count(model: nn.Module, example: Example) -> Counts:
     shapes = copied(model).to("meta").eval()
     outputs: dict[str, int] = {}
     positions: dict[str, int] = {}
@@ -123,14 +130,16 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Counts:
     for name, module in shapes.named_modules():
         module.register_forward_pre_hook(partial(tally.enter, name))
         module.register_forward_hook(tally.leave)
-        if isinstance(module, (*ops.CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
+        if isinstance(module, (*ops.CONVOLUTIONS, *ops.TRANSPOSED, nn.Linear)):
             module.register_forward_hook(partial(_note_output, outputs, tally, name))
         if isinstance(module, Gathered):
             module.register_forward_hook(partial(_note_positions, positions, name))
-    images = torch.empty((1, *input_shape), device="meta", dtype=_dtype(shapes))
+    args, kwargs = example.of_one.filled(torch.empty, _dtype(shapes), "meta")
     with torch.no_grad(), tally:
-        tally.hold(images)
-        shapes(images)
+        for images in tree_leaves((args, kwargs)):
+            if isinstance(images, Tensor):
+                tally.hold(images)
+        shapes(*args, **kwargs)
     layers = []
     for name, module in shapes.named_modules():
         params = sum(p.numel() for p in module.parameters(recurse=False))
@@ -152,7 +161,11 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
         graph: Its channel graph.
         plan: What is kept.
     """
-    after = graph.cut(plan).after
+    cut = graph.cut(plan)
+    if graph.has_other_work(model):
+        small = shrunk(copied(model).to("meta"), cut)
+        return replace(_count(small, graph.example), tally=None)
+    after = cut.after
     layers = []
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
@@ -169,7 +182,8 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
             kind = "constant" if layer.kind == "constant" else kind
             params = sum(sizes.values())
             if layer.kind in ("conv", "linear"):
-                macs, elements = layer.positions * sizes["weight"], layer.positions * outputs
+                macs = layer.positions * sizes["weight"]
+                elements = layer.output_positions * outputs
             if isinstance(module, Gathered):
                 read = layer.positions * math.prod(getattr(module, "stride", ()))
                 params += module.further_params()
@@ -218,7 +232,7 @@ def _note_positions(
 
 
 def _describe(module: nn.Module) -> tuple[str, int, int]:
-    if isinstance(module, (*ops.CONVOLUTIONS, *TRANSPOSED)):
+    if isinstance(module, (*ops.CONVOLUTIONS, *ops.TRANSPOSED)):
         return "conv", module.in_channels, module.out_channels
     if isinstance(module, nn.Linear):
         return "linear", module.in_features, module.out_features

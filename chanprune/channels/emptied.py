@@ -122,7 +122,7 @@ def _is_by_channel(node: fx.Node) -> bool:
 
 
 def remaining_calls(
-    calls: fx.Graph, layers: Mapping[str, Layer], keep: Mask
+    calls: fx.Graph, layers: Mapping[str, Layer], keep: Mask, traced_keep: Mask, fills: bool
 ) -> tuple[fx.Graph, dict[str, tuple[str, ...]]]:
     """Leave out the calls that have nothing left to do.
 
@@ -130,6 +130,9 @@ def remaining_calls(
         calls: The traced calls.
         layers: The layers among them, by module name.
         keep: (num_channels,) True where the channel stays.
+        traced_keep: The same of the channels that the calls were traced with.
+        fills: A layer that has nothing to read puts out its bias at every position, so that
+            whatever follows takes it; no group is gone, but a part that the layer reads alone.
 
     Returns:
         The calls that are left (the same graph if all are), and the layers that become constants,
@@ -141,12 +144,19 @@ def remaining_calls(
     if all(
         layer.kind == "constant" or (keep[layer.inputs].any() and keep[layer.outputs].any())
         for layer in layers.values()
-    ):
+    ) and not any(_is_gone(node, traced_keep) for node in calls.nodes):
         return calls, {}
     rewriting = _Rewriting(layers, keep, calls._codegen)
+    rewriting.traced_keep, rewriting.fills = traced_keep, fills
     for node in calls.nodes:
         rewriting.copied[node] = rewriting.copy(node)
     return rewriting.cleaned(), rewriting.constants
+
+
+def _is_gone(node: fx.Node, traced_keep: Mask) -> bool:
+    """Tell whether a tensor has no channel left."""
+    channels = node.meta.get("channels")
+    return isinstance(channels, np.ndarray) and not traced_keep[channels].any()
 
 
 class _Rewriting:
@@ -156,7 +166,12 @@ class _Rewriting:
         copied: Call -> its copy; None if it is gone.
         zeros: The calls that are gone though their channels stay: what they emitted is zero.
         constants: Layer that becomes a constant -> the layers that its value comes from.
+        images: The first input of the copy.
     """
+
+    traced_keep: Mask
+    fills: bool
+    images: fx.Node
 
     def __init__(self, layers: Mapping[str, Layer], keep: Mask, codegen: CodeGen):
         self.layers = layers
@@ -172,6 +187,8 @@ class _Rewriting:
         layer = self.layers.get(str(node.target)) if node.op == "call_module" else None
         if layer is not None:
             return self._copy_layer(node, layer)
+        if _is_gone(node, self.traced_keep):
+            return None
         sources = node.all_input_nodes
         left = [source for source in sources if self.copied[source] is not None]
         zeros = [source for source in sources if source in self.zeros]
@@ -215,6 +232,8 @@ class _Rewriting:
             return self._copied(node)
         source = self.copied[node.all_input_nodes[0]]
         starves = not layer.passes_on and not self.keep[layer.inputs].any()
+        if starves and self.fills:
+            return self._filled(node, layer)
         if starves and "bias" not in layer.parameters:
             self.zeros.add(node)
             return None
@@ -226,10 +245,27 @@ class _Rewriting:
             return self._copied(node)
         return self.calls.call_module(name)
 
+    def _filled(self, node: fx.Node, layer: Layer) -> fx.Node:
+        """Put the layer's bias, or zeros, at every position."""
+        batch = self.calls.call_method("size", (self.images, 0))
+        sizes = [batch, *node.meta["shape"][1:]]
+        sizes[layer.axis] = int(self.keep[layer.outputs].sum())
+        if "bias" not in layer.parameters:
+            return self.calls.call_method("new_zeros", (self.images, tuple(sizes)))
+        if layer.axis % len(sizes) != 1:
+            raise ValueError(f"{layer.name} would have nothing to read")
+        self.constants[layer.name] = (layer.name,)
+        constant = self.calls.call_module(layer.name)
+        return self.calls.call_method("expand", (constant, *sizes))
+
     def _copy_concatenation(self, node: fx.Node) -> fx.Node | None:
         tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
         left = [self.copied[tensor] for tensor in tensors if self.copied[tensor] is not None]
-        return left[0] if len(left) == 1 else self.calls.call_function(torch.cat, (left, 1))
+        if len(left) == 1:
+            return left[0]
+        copy = self.calls.call_function(torch.cat, (left, 1))
+        copy.meta = dict(node.meta)
+        return copy
 
     def _copy_sum(self, node: fx.Node, left: list[fx.Node], has_constant: bool) -> fx.Node | None:
         weighs = name_of(node) != "add" or "alpha" in node.kwargs
@@ -250,7 +286,10 @@ class _Rewriting:
             assert result is not None
             return result
 
-        return self.calls.node_copy(node, copied)
+        copy = self.calls.node_copy(node, copied)
+        if node.op == "placeholder" and not hasattr(self, "images"):
+            self.images = copy
+        return copy
 
     def _is_constant(self, node: fx.Node | None) -> bool:
         return node is not None and node.op == "call_module" and not node.args

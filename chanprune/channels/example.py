@@ -68,6 +68,14 @@ class Example:
         return tuple(first.shape[1:])
 
     @property
+    def of_one(self) -> Example:
+        """The same with a batch of one, where all tensors have a batch."""
+        if self.batch is None:
+            return self
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t[:1], (self.args, self.kwargs))
+        return Example(args, kwargs, 1)
+
+    @property
     def is_flat(self) -> bool:
         """All arguments are tensors or plain values, none holds several."""
         return all(

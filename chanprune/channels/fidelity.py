@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.channels.batchnorm import recalibrate
-from chanprune.channels.compact import put, shrunk
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.plan import Plan
+from chanprune.channels.shrunk import put, shrunk
 from chanprune.channels.slicing import State, gather, narrow, scatter
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from chanprune.channels.emptied import remaining_calls
 from chanprune.channels.example import Example
@@ -23,6 +23,7 @@ from chanprune.channels.layers import (
     Mask,
     constant_layer,
 )
+from chanprune.channels.operations import MULTIPLY, name_of
 from chanprune.channels.plan import Plan
 from chanprune.channels.resized import resized
 
@@ -108,6 +109,17 @@ class ChannelGraph:
             for group in self.groups.values()
             if group.size and group.fixed is None and (coupled == "together" or not group.coupled)
         ]
+
+    def has_other_work(self, model: nn.Module) -> bool:
+        """Tell whether anything but the layers multiplies, or has parameters that a plan cuts."""
+        modules = dict(model.named_modules())
+        for node in self.calls.nodes:
+            if node.op in ("call_function", "call_method") and name_of(node) in MULTIPLY:
+                return True
+            if node.op == "call_module" and str(node.target) not in self.layers:
+                if any(p.dim() > 1 for p in modules[str(node.target)].parameters()):
+                    return True
+        return bool(self.tensors) or self.is_exported or bool(self.baked)
 
     def may_be_emptied(self, name: str) -> bool:
         """Tell whether the network still works when a group loses all its channels."""
@@ -233,7 +245,9 @@ class Cut:
         """Return the calls that are left in eval mode and in train mode, and the constants."""
         before = self.before
         calls = resized(before.calls, self.traced_keep)
-        calls, constants = remaining_calls(calls, before.layers, self.keep)
+        fills = not emptied(before.groups, self.plan)
+        facts = (before.layers, self.keep, self.traced_keep, fills)
+        calls, constants = remaining_calls(calls, *facts)
         if before.trains_alike:
             return calls, calls, constants
         if isinstance(before.in_training, str):
@@ -244,7 +258,7 @@ class Cut:
                 f"train mode cannot be followed: {before.in_training}"
             )
         in_training = resized(before.in_training, self.traced_keep)
-        in_training, others = remaining_calls(in_training, before.layers, self.keep)
+        in_training, others = remaining_calls(in_training, *facts)
         if any(constants.get(name, made_of) != made_of for name, made_of in others.items()):
             raise ValueError("a layer would be a constant in eval mode, and another in train mode")
         return calls, in_training, {**others, **constants}

@@ -95,6 +95,7 @@ class Layer:
         axis: The dimension of the output that runs over channels, 1 or -1.
         positions: Positions of one image at which its weight is used (height x width of the output,
             of the input if it is transposed; 1 for features), summed over the layer's calls.
+        output_positions: Positions of its output, likewise.
         parameters: Names of its tensors that run over channels, without the layer's own name.
         rank: Number of dimensions of the output.
         normalised_by: Batch norm that alone reads the output, where there is one.
@@ -111,6 +112,7 @@ class Layer:
     transposed: bool = False
     axis: int = 1
     positions: int = 0
+    output_positions: int = 0
     parameters: tuple[str, ...] = ()
     rank: int = 4
     normalised_by: str | None = None

@@ -25,9 +25,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Copy a network that may hold tensors of its last forward pass, which cannot be copied."""
+def copied(model: nn.Module, shares: bool = False, dtype: torch.dtype | None = None) -> nn.Module:
+    """Copy a network that may hold tensors of its last forward pass, which cannot be copied.
+
+    Args:
+        model: The network.
+        shares: The copy has the network's own tensors.
+        dtype: Of all real numbers of the copy; None: their own.
+    """
     held: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if shares:
+            held[id(tensor)] = tensor
+        elif dtype is not None:
+            other = tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype)
+            other = other.clone() if other.data_ptr() == tensor.data_ptr() else other
+            is_parameter = isinstance(tensor, nn.Parameter)
+            held[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if is_parameter else other
     for module in model.modules():
         for value in vars(module).values():
             for tensor in value if isinstance(value, (list, tuple)) else (value,):

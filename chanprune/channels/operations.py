@@ -106,6 +106,13 @@ KEEPS_DIMENSIONS = words(
 # A sum over some of the channels is a sum over what is left of them only where all these go.
 STATISTICS = frozenset({"std_mean", "var_mean"})
 
+# What multiplies matrices without being a layer's.
+MULTIPLY = words(
+    """
+    matmul bmm mm mv addmm baddbmm einsum linear bilinear conv1d conv2d conv3d convolution
+    conv_transpose1d conv_transpose2d conv_transpose3d scaled_dot_product_attention
+    """
+)
 # What tells the size, the type or the place of a tensor and looks at no value.
 SIZES = frozenset({"size", "shape", "sym_size", "numel", "stride", "sym_numel", "sym_stride"})
 FACTS = words(

@@ -11,13 +11,14 @@ from torch import fx, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.baked import KINDS
-from chanprune.channels.compact import TOLERANCE, masked, shrunk
 from chanprune.channels.example import Example
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.layers import ChannelGroup, Layer
 from chanprune.channels.modes import copied
 from chanprune.channels.plan import Plan
+from chanprune.channels.selfcheck import TOLERANCE, masked
+from chanprune.channels.shrunk import shrunk
 
 
 def has_code_of_its_own(module: nn.Module) -> bool:

@@ -25,7 +25,7 @@ def rebuilt(model: nn.Module, graph: ChannelGraph) -> nn.Module:
         raise ValueError(f"the calls in train mode are not known: {graph.in_training}")
     network: nn.Module
     with with_constants(model, graph.constants):
-        if graph.trains_alike:
+        if graph.trains_alike and not _hides_a_layer(model):
             network = fx.GraphModule(model, graph.calls, type(model).__name__)
         else:
             network = TwoModes(model, graph.calls, graph.in_training)
@@ -46,6 +46,11 @@ def with_constants(model: nn.Module, constants: dict[str, Tensor]) -> Iterator[N
             delattr(model, name)
 
 
+def _hides_a_layer(model: nn.Module) -> bool:
+    """Tell whether a layer has the name of something that a graph module has of its own."""
+    return any(hasattr(fx.GraphModule, name) for name, _ in model.named_children())
+
+
 class TwoModes(nn.Module):
     """A network that makes other calls in train mode than in eval mode.
 
@@ -62,6 +67,9 @@ class TwoModes(nn.Module):
             for node in calls.nodes:
                 if node.op in ("call_module", "get_attr"):
                     _take(self, root, str(node.target))
+        codegen: Any = in_eval._codegen
+        if hasattr(codegen, "pytree_info"):
+            self._in_spec = codegen.pytree_info.in_spec
         self._forwards = self._compiled()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -69,10 +77,7 @@ class TwoModes(nn.Module):
         return self._forwards[self.training](self, *args, **kwargs)
 
     def _compiled(self) -> list[Callable[..., Any]]:
-        modules = [fx.GraphModule(self, calls) for calls in self.calls]
-        if hasattr(modules[0], "_in_spec"):
-            self._in_spec = modules[0]._in_spec
-        return [type(module).forward for module in modules]
+        return [_forward_of(calls) for calls in self.calls]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_forwards"}
@@ -80,6 +85,15 @@ class TwoModes(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forwards = self._compiled()
+
+
+def _forward_of(calls: fx.Graph) -> Callable[..., Any]:
+    """Compile the calls, as a graph module does."""
+    code = calls.python_code("self")
+    names = dict(code.globals)
+    exec(code.src, names)
+    forward: Callable[..., Any] = names["forward"]
+    return forward
 
 
 def _take(into: nn.Module, root: nn.Module, target: str) -> None:

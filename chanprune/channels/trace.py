@@ -62,6 +62,10 @@ def trace(model: nn.Module, example: Any) -> ChannelGraph:
     for name, (_, numbers) in walk.tensors.items():
         if name in walk.whole:
             walk.freeze(numbers, f"the whole of {name} is read elsewhere")
+    for layer in walk.layers.values():
+        if any(f"{layer.name}.{parameter}" in walk.read_apart for parameter in layer.parameters):
+            for numbers in (layer.inputs, layer.outputs):
+                walk.freeze(numbers, f"the weights of {layer.name} are read elsewhere")
     walk.numbering.settle(walk.grids)
     groups, renumbered = walk.numbering.groups()
     layers = {

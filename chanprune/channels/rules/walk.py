@@ -66,6 +66,11 @@ class Walk:
         self.baked: set[str] = set()
         self.training = False
 
+    @property
+    def read_apart(self) -> set[str]:
+        """Names of the parameters and buffers that are read otherwise than by their layers."""
+        return self.whole | self.tensors.keys()
+
     def numbers(self, node: fx.Node) -> ChannelNumbers | None:
         """Return the channel numbers of the tensor that a node returns, if they are followed."""
         numbers = self.channels.get(node)
@@ -146,7 +151,7 @@ class Walk:
     def record(self, layer: Layer) -> ChannelNumbers:
         """Store a layer, or unite its channels with those of its earlier calls."""
         if self.training:
-            layer = replace(layer, positions=0)
+            layer = replace(layer, positions=0, output_positions=0)
         if layer.name in self.tied:
             reason = f"{layer.name} shares its weights with {self.tied[layer.name]}"
             self.freeze(layer.inputs, reason)
@@ -161,7 +166,10 @@ class Walk:
         self.numbering.unite(earlier.outputs, layer.outputs)
         follower = None if is_again else earlier.normalised_by
         self.layers[layer.name] = replace(
-            earlier, positions=earlier.positions + layer.positions, normalised_by=follower
+            earlier,
+            positions=earlier.positions + layer.positions,
+            output_positions=earlier.output_positions + layer.output_positions,
+            normalised_by=follower,
         )
         return earlier.outputs
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from chanprune.models import build
 from chanprune.processes.errors import UserError
@@ -47,19 +48,23 @@ def population(library: str) -> list[str]:
     """List the networks that stand for a library.
 
     Of torchvision these are all that classify. Of timm it is one for each of its files: that with
-    the fewest parameters, the first by name of equals, but none of the toys for timm's own tests.
+    the fewest parameters, the first by name of equals, but none of the toys (`test_vit`) for
+    timm's own tests. To find those takes minutes.
 
     Raises:
         UserError: The library is not installed.
     """
     if library == "torchvision":
         return [f"torchvision/{name}" for name in _known("torchvision")]
+    files = tqdm(imported("timm").list_modules(), desc="files of timm", disable=None, leave=False)
+    return [f"timm/{name}" for file in files for name in smallest(file)]
+
+
+def smallest(file: str) -> list[str]:
+    """Return the network that stands for a file of timm; none of a file that has toys alone."""
     timm = imported("timm")
-    smallest = []
-    for file in timm.list_modules():
-        names = [n for n in timm.list_models(module=file) if not n.startswith("test_")]
-        smallest += [f"timm/{min(names, key=_num_params)}"] if names else []
-    return smallest
+    names = [name for name in timm.list_models(module=file) if not name.startswith("test_")]
+    return [min(names, key=_num_params)] if names else []
 
 
 def full_name(name: str) -> str:
@@ -99,7 +104,8 @@ def build_network(name: str, image_size: int | None = None) -> Network:
         model = build(bare, library=library, **size)
         family = _builder(library, bare).__module__
     usual = OWN_SIZE.get(name, IMAGE_SIZE)
-    channels, *own = getattr(model, "default_cfg", {}).get("input_size", (3, usual, usual))
+    told = getattr(model, "default_cfg", None) or {}
+    channels, *own = told.get("input_size", (3, usual, usual))
     height, width = [image_size] * 2 if image_size else own
     return Network(model, family.rpartition(".")[2], (channels, height, width))
 

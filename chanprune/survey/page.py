@@ -41,8 +41,10 @@ def as_markdown(rows: Iterable[Mapping[str, Any]], versions: Mapping[str, str]) 
         _table(("library", "networks", *OUTCOMES), counted, {"networks", *OUTCOMES}),
     ]
     for library, found in libraries.items():
-        cells = [_cells(row) for row in sorted(found, key=lambda row: str(row["network"]))]
-        parts += [f"## {_titled(library, versions)}", _table(HEADS, cells, RIGHT)]
+        ordered = sorted(found, key=lambda row: str(row["network"]))
+        reasons = [_reason(row) for row in ordered if row["said"]]
+        parts += [f"## {_titled(library, versions)}", _table(HEADS, map(_cells, ordered), RIGHT)]
+        parts += ["Not proven:", "\n".join(reasons)] if reasons else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -66,19 +68,27 @@ def _titled(library: str, versions: Mapping[str, str]) -> str:
     return f"{library} {versions.get(library, '')}".strip()
 
 
+def _bare(row: Mapping[str, Any]) -> str:
+    name: str = row["network"]
+    return name[len(library_of(name)) + 1 :]
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    return printable(f"- {_bare(row)}: {row['outcome']}: {row['said']}")
+
+
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    said = f": {row['said']}" if row["said"] else ""
     return [
-        row["network"][len(library_of(row["network"])) + 1 :],
+        _bare(row),
         row.get("family", ""),
-        f"{row['params'] / 1e6:.2f} M" if "params" in row else "",
+        f"{row['params'] / 1e6:,.2f} M" if "params" in row else "",
         _percent(row, "prunable", "channels"),
-        f"{row['macs'] / 1e9:.2f} G" if "macs" in row else "",
+        f"{row['macs'] / 1e6:,.0f} M" if "macs" in row else "",
         _percent(row, "macs_left", "macs"),
         f"{row['error']:.0e}" if "error" in row else "",
         f"{row['trace_seconds']:.2f}" if "trace_seconds" in row else "",
         f"{row['compact_seconds']:.1f}" if "compact_seconds" in row else "",
-        row["outcome"] + said,
+        row["outcome"],
     ]
 
 
@@ -86,7 +96,7 @@ def _percent(row: Mapping[str, Any], part: str, whole: str) -> str:
     return f"{100 * row[part] / row[whole]:.1f}" if row.get(whole) else ""
 
 
-def _table(heads: tuple[str, ...], cells: list[list[str]], right: set[str]) -> str:
+def _table(heads: tuple[str, ...], cells: Iterable[list[str]], right: set[str]) -> str:
     escaped = [[printable(text).replace("|", "\\|") for text in line] for line in cells]
     align = ["right" if head in right else "left" for head in heads]
     return tabulate(escaped, heads, tablefmt="github", colalign=align, disable_numparse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from chanprune.methods import METHODS
 
 PACKAGE = Path(__file__).parents[1] / "chanprune"
-COMMANDS = {"train", "evaluate", "summarize", "search", "report", "cache", "reproduce"}
+COMMANDS = {"train", "evaluate", "summarize", "search", "report", "cache", "reproduce", "atlas"}
 # Package -> those below it that it may import.
 ALLOWED = {
     "processes": {"channels"},
@@ -18,6 +18,7 @@ ALLOWED = {
     "show": {"processes", "files", "channels", "records"},
     "rewiring": {"channels", "show"},
     "models": {"processes", "channels", "components"},
+    "survey": {"processes", "files", "channels", "models"},
     "data": {"processes", "files", "channels", "components"},
     "methods": {"processes", "channels", "components", "rewiring", "show"},
     "pipeline": {

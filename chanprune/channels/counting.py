@@ -123,7 +123,7 @@ def count(model: nn.Module, example: Any) -> Counts:
 
 
 def _count(model: nn.Module, example: Example) -> Counts:
-    shapes = copied(model).to("meta").eval()
+    shapes = copied(model, device="meta").eval()
     outputs: dict[str, int] = {}
     positions: dict[str, int] = {}
     tally = Tally()
@@ -135,7 +135,7 @@ def _count(model: nn.Module, example: Example) -> Counts:
         if isinstance(module, Gathered):
             module.register_forward_hook(partial(_note_positions, positions, name))
     args, kwargs = example.of_one.filled(torch.empty, _dtype(shapes), "meta")
-    with torch.no_grad(), tally:
+    with torch.no_grad(), torch.device("meta"), tally:
         for images in tree_leaves((args, kwargs)):
             if isinstance(images, Tensor):
                 tally.hold(images)
@@ -163,7 +163,7 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
     """
     cut = graph.cut(plan)
     if graph.has_other_work(model):
-        small = shrunk(copied(model).to("meta"), cut)
+        small = shrunk(copied(model, device="meta"), cut)
         return replace(_count(small, graph.example), tally=None)
     after = cut.after
     layers = []

@@ -14,7 +14,17 @@ CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
 
 
 class InDouble(TorchFunctionMode):
-    """While it is open, casts of float64 to less leave it as it is."""
+    """While it is open, casts of float64 to less leave it as it is, and new tensors are float64."""
+
+    def __enter__(self) -> InDouble:
+        self.before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.set_default_dtype(self.before)
 
     def __torch_function__(  # noqa: D105
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -126,7 +126,8 @@ class Exported:
         first = node.args[0] if node.args else None
         counts = isinstance(first, fx.Node) and str(first.target).endswith("num_batches_tracked")
         guards = node.op == "call_module" and "guard" in str(node.target)
-        return guards or (counts and not node.users)
+        asserts = node.op == "call_function" and name_of(node) == "assert_tensor_metadata"
+        return guards or asserts or (counts and not node.users)
 
     def _layer_of(self, node: fx.Node) -> str | None:
         """Name the layer whose work an operation does; None: it is none of a layer's."""

@@ -116,9 +116,9 @@ class ChannelGraph:
         for node in self.calls.nodes:
             if node.op in ("call_function", "call_method") and name_of(node) in MULTIPLY:
                 return True
-            if node.op == "call_module" and str(node.target) not in self.layers:
-                if any(p.dim() > 1 for p in modules[str(node.target)].parameters()):
-                    return True
+            is_other = node.op == "call_module" and str(node.target) not in self.layers
+            if is_other and any(p.dim() > 1 for p in modules[str(node.target)].parameters()):
+                return True
         return bool(self.tensors) or self.is_exported or bool(self.baked)
 
     def may_be_emptied(self, name: str) -> bool:

@@ -25,28 +25,38 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def copied(model: nn.Module, shares: bool = False, dtype: torch.dtype | None = None) -> nn.Module:
+def copied(
+    model: nn.Module,
+    shares: bool = False,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+) -> nn.Module:
     """Copy a network that may hold tensors of its last forward pass, which cannot be copied.
 
     Args:
         model: The network.
-        shares: The copy has the network's own tensors.
+        shares: The copy has the network's own parameters and buffers.
         dtype: Of all real numbers of the copy; None: their own.
+        device: Of all tensors of the copy; None: their own.
     """
     held: dict[int, Any] = {}
+
+    def copy_of(tensor: Tensor) -> Tensor:
+        wanted = dtype if tensor.is_floating_point() else None
+        return tensor.detach().to(device=device, dtype=wanted, copy=True)
+
     for tensor in (*model.parameters(), *model.buffers()):
         if shares:
             held[id(tensor)] = tensor
-        elif dtype is not None:
-            other = tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype)
-            other = other.clone() if other.data_ptr() == tensor.data_ptr() else other
+        elif dtype is not None or device is not None:
             is_parameter = isinstance(tensor, nn.Parameter)
+            other = copy_of(tensor)
             held[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if is_parameter else other
     for module in model.modules():
         for value in vars(module).values():
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                if isinstance(tensor, Tensor) and not tensor.is_leaf:
-                    held[id(tensor)] = tensor.detach().clone()
+                if isinstance(tensor, Tensor) and id(tensor) not in held:
+                    held[id(tensor)] = copy_of(tensor)
     return copy.deepcopy(model, held)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from chanprune.channels.graph import ChannelGraph
@@ -36,9 +37,11 @@ def rebuilt(model: nn.Module, graph: ChannelGraph) -> nn.Module:
 
 @contextmanager
 def with_constants(model: nn.Module, constants: dict[str, Tensor]) -> Iterator[None]:
-    """Let a network have tensors that its graph reads, for a while."""
+    """Let a network have tensors that its graph reads, for a while, on its device, in its type."""
+    parameter = next(model.parameters(), torch.empty(0))
     for name, tensor in constants.items():
-        model.register_buffer(name, tensor, persistent=False)
+        dtype = parameter.dtype if tensor.is_floating_point() else tensor.dtype
+        model.register_buffer(name, tensor.to(parameter.device, dtype), persistent=False)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.baked import bake
+from chanprune.channels.calls import UnsupportedNetwork, first_line
 from chanprune.channels.double import InDouble
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.modes import copied, keeping_random_numbers
@@ -22,7 +23,7 @@ TOLERANCE = 1e-9
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class CompactionError(RuntimeError):
+class CompactionError(UnsupportedNetwork):
     """Compact and masked network disagree: the channel graph does not describe the network."""
 
 
@@ -75,23 +76,20 @@ def self_check(model: nn.Module, cut: Cut) -> float:
     images = cut.before.example.filled(normal, torch.float64, _device(model))
     if not cut.before.trains_alike:
         _check_train_mode(model, cut)
-    exact = copied(bake(model, cut.before.baked), dtype=torch.float64).eval()
-    cut = cut.of_plain
+    whole = copied(model, dtype=torch.float64).eval()
     with InDouble():
+        exact = bake(whole, cut.before.baked)
         if cut.before.is_exported:
-            _check_calls(exact, cut.before, images)
+            exact = rebuilt(exact, cut.before)
+            if not _compared(whole, exact, images)[1] <= TOLERANCE:
+                raise CompactionError("the calls that were exported compute something else")
+        del whole
+        cut = cut.of_plain
         first = _difference(exact, cut, images)
         _enliven(exact, images)
         if not _is_finite(exact, images):
             return first
         return max(first, _difference(exact, cut, images))
-
-
-def _check_calls(model: nn.Module, graph: ChannelGraph, images: Inputs) -> None:
-    """Compare the network with what was recorded of it."""
-    recorded = rebuilt(copied(model, shares=True), graph)
-    if not _compared(model, recorded, images)[1] <= TOLERANCE:
-        raise CompactionError("the calls that were exported compute something else")
 
 
 @torch.no_grad()

@@ -49,36 +49,44 @@ def fresh(walk: Walk, node: fx.Node) -> None:
 
 def elementwise(walk: Walk, node: fx.Node) -> None:
     """Unite the channels of all operands, element by element."""
-    sides = [source for source in node.all_input_nodes if is_tensor(source)]
-    numbered = [side for side in sides if walk.numbers(side) is not None]
     for source in node.all_input_nodes:
         for numbers in walk.sizes.get(source, ()):
             walk.freeze(numbers, f"{label(node)} computes with its number of channels")
+    sides = [source for source in node.all_input_nodes if is_tensor(source)]
+    numbered = [side for side in sides if walk.numbers(side) is not None]
     if not numbered:
         _combine_bare(walk, node)
         return
-    rank, result = len(shape_of(node)), None
-    numbers = [aligned(walk.channels[side], rank) for side in numbered]  # type: ignore[arg-type]
-    widest = max(numbers, key=lambda each: len(axes_of(each)))
-    axes = sorted({axis for each in numbers for axis in axes_of(each)})
-    for side, own in zip(numbered, numbers, strict=True):
-        extents = (1,) * (rank - len(shape_of(side))) + tuple(shape_of(side))
-        if axes_of(own) == axes and all(extents[axis] == shape_of(node)[axis] for axis in axes):
-            if result is not None:
-                walk.numbering.unite(result, own)
-            result = own if result is None else result
-    if result is None:
-        for own in numbers:
-            walk.freeze(own, f"{label(node)} combines it with channels of another dimension")
-        result = widest
-    for side, own in zip(numbered, numbers, strict=True):
-        if axes_of(own) != axes:
-            walk.freeze(own, f"it is broadcast in {label(node)}")
+    result = _united(walk, node, numbered)
     for side in sides:
         if side not in numbered:
             result = _beside(walk, node, side, result)
     walk.put(node, result)
     _note_gates(walk, node)
+
+
+def _united(walk: Walk, node: fx.Node, sides: list[fx.Node]) -> ChannelNumbers:
+    """Unite the channels of operands; those of one that is broadcast over channels all stay."""
+    rank = len(shape_of(node))
+    numbers = [aligned(walk.channels[side], rank) for side in sides]  # type: ignore[arg-type]
+    axes = sorted({axis for each in numbers for axis in axes_of(each)})
+    wide = [
+        own
+        for side, own in zip(sides, numbers, strict=True)
+        if axes_of(own) == axes and all(_extents(side, rank)[a] == shape_of(node)[a] for a in axes)
+    ]
+    for own in wide[1:]:
+        walk.numbering.unite(wide[0], own)
+    for own in numbers:
+        if not wide:
+            walk.freeze(own, f"{label(node)} combines it with channels of another dimension")
+        elif axes_of(own) != axes:
+            walk.freeze(own, f"it is broadcast in {label(node)}")
+    return wide[0] if wide else max(numbers, key=lambda each: len(axes_of(each)))
+
+
+def _extents(side: fx.Node, rank: int) -> tuple[int, ...]:
+    return (1,) * (rank - len(shape_of(side))) + tuple(shape_of(side))
 
 
 def _combine_bare(walk: Walk, node: fx.Node) -> None:
@@ -93,9 +101,8 @@ def _combine_bare(walk: Walk, node: fx.Node) -> None:
 
 def _beside(walk: Walk, node: fx.Node, side: fx.Node, numbers: ChannelNumbers) -> ChannelNumbers:
     """Meet an operand that no layer makes: a parameter, a buffer, or channels that all stay."""
-    extents = (1,) * (numbers.ndim - len(shape_of(side))) + tuple(shape_of(side))
     axes = axes_of(numbers)
-    wide = [axis for axis in axes if extents[axis] > 1]
+    wide = [axis for axis in axes if _extents(side, numbers.ndim)[axis] > 1]
     if side in walk.bare and axes and wide == axes:
         walk.meet(walk.bare[side], numbers, numbers.ndim)
         return numbers

@@ -298,7 +298,8 @@ def _put_joined(
         walk.put(node, numbered[0])
         return
     parts = []
-    for tensor, numbers, size in zip(tensors, numbered, sizes, strict=True):
+    for tensor, known, size in zip(tensors, numbered, sizes, strict=True):
+        numbers = known
         if numbers is None:
             reason = f"{tensor.name}, which {label(node)} joins to it, has channels that all stay"
             numbers = on_axis(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.baked import bake
-from chanprune.channels.calls import UnsupportedNetwork, first_line
+from chanprune.channels.calls import UnsupportedNetwork
 from chanprune.channels.double import InDouble
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.modes import copied, keeping_random_numbers

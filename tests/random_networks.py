@@ -23,7 +23,7 @@ CLASSES = 5
 MOST_VALUES = 4096  # of one image's tensor
 Shape = tuple[int, ...]
 Make = Callable[..., nn.Module]
-DOES_NOT_FIT = (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError)
+DOES_NOT_FIT = (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError, UserWarning)
 
 
 class Step(NamedTuple):

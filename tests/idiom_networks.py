@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d, FeaturePyramidNetwork
 
+from chanprune.models.c2f import C2fPyramid
 from tests.networks import conv_norm
 
 SHAPE = (3, 16, 16)
@@ -1175,6 +1176,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "anchor head": AnchorHead,
     "YOLO head": YoloHead,
     "distribution head": DistributionHead,
+    "three scales": lambda: C2fPyramid(3, (8, 8, 12, 16, 16)),
     "early exits": EarlyExits,
     "two inputs": Siamese,
     "stereo": Stereo,

@@ -60,6 +60,7 @@ PUBLISHED = [
     ("condensenet182", {}, 10, 13_792_906, 1_615_332_192, 94_524),
     ("condensenet182", CONVERTED, 10, 4_209_226, 493_916_592, 94_524),
     ("condensenet182", CONVERTED, 100, 4_323_796, 494_031_072, 94_524),
+    ("c2f", {}, 10, 2_264_026, 6_406_528, 4_432),
     ("condensenet50", CONVERTED, 10, 214_186, 27_183_376, 6_256),
     ("condensenet74", CONVERTED, 10, 402_026, 49_204_592, 12_256),
     ("condensenet98", CONVERTED, 10, 643_882, 76_992_976, 20_176),
@@ -157,6 +158,14 @@ def test_published_counts_on_other_images(name, options, classes, image, params,
     assert (counts.params, counts.macs) == (params, macs)
 
 
+def test_the_c2f_network_is_yolov8n_s_backbone_and_neck():
+    """2 259 536 parameters are those of its layers 0 to 21, as Ultralytics' summary lists them."""
+    pyramid = meta("c2f").pyramid.eval()
+    assert count(pyramid, (3, 64, 64)).params == 2_259_536
+    scales = pyramid(torch.empty(2, 3, 640, 320, device="meta"))
+    assert [tuple(x.shape[1:]) for x in scales] == [(64, 80, 40), (128, 40, 20), (256, 20, 10)]
+
+
 @pytest.mark.parametrize(("name", "options", "convention", "value"), CONVENTIONS)
 def test_operations_by_the_papers_conventions(name, options, convention, value):
     assert count(meta(name, **options), SHAPE).conventions()[convention] == value
@@ -191,7 +200,7 @@ def test_published_counts_of_pruned_resnets(depth, shares, skipped, params, macs
 
 
 OF_IMAGES = [name for name in MODELS if name not in {"torchvision", "timm", "mlp784"}]
-SMALLEST = {"preresnet50": 32}
+SMALLEST = {"preresnet50": 32, "c2f": 16}
 SIZES = ((16, 0.1, 1, 3), (33, 0.07, 4, 7), (64, 0.05, 3, 2))
 
 

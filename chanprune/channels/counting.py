@@ -112,6 +112,9 @@ CONVENTIONS = {
 }
 
 
+SCALES = (nn.PReLU, nn.GroupNorm, *ops.INSTANCE_NORMS)
+
+
 def count(model: nn.Module, example: Any) -> Counts:
     """Count a network as it is built, for one image.
 
@@ -178,7 +181,7 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
             own = {key: own[key] for key in layer.parameters if key in own}
             sizes = {key: _numel(tensor, key, layer) for key, tensor in own.items()}
             outputs = len(layer.outputs)
-            inputs = outputs if layer.kind == "norm" else len(layer.inputs)
+            inputs = outputs if layer.kind in ("norm", "scale") else len(layer.inputs)
             kind = "constant" if layer.kind == "constant" else kind
             params = sum(sizes.values())
             if layer.kind in ("conv", "linear"):
@@ -206,7 +209,7 @@ def executed_macs(parameters: Mapping[str, Tensor], graph: ChannelGraph) -> int:
 
 
 def _numel(tensor: Tensor, key: str, layer: Layer) -> int:
-    if key != "weight" or layer.kind in ("norm", "constant"):
+    if key != "weight" or layer.kind in ("norm", "scale", "constant"):
         return len(layer.outputs)
     columns = 1 if layer.depthwise else len(layer.inputs) // layer.blocks
     return len(layer.outputs) * columns * math.prod(tensor.shape[2:])
@@ -240,6 +243,9 @@ def _describe(module: nn.Module) -> tuple[str, int, int]:
         return "batch_norm", module.num_features, module.num_features
     if isinstance(module, Constant):
         return "constant", 0, len(module.bias)
+    if isinstance(module, SCALES):
+        width = next(module.parameters()).numel()
+        return type(module).__name__, width, width
     return type(module).__name__, 0, 0
 
 

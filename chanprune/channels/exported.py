@@ -69,13 +69,14 @@ class Exported:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.constants: dict[str, Tensor] = {}
         self.plain: set[str] = set()
+        self.device: fx.Node | None = None
         known = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for node in program.graph.nodes:
             if node.op == "get_attr" and str(node.target) not in known:
                 self._take_constant(program, node, set(known))
-        self.calls = self._converted(program.graph, example.is_flat)
-        with with_constants(model, self.constants):
-            note_shapes(self.calls, model, example)
+        self.calls = self._converted(_inlined(program), example.is_flat)
+        with with_constants(network, self.constants):
+            note_shapes(self.calls, network.eval(), example)
 
     def _take_constant(self, program: nn.Module, node: fx.Node, known: set[str]) -> None:
         value: Any = program
@@ -113,13 +114,24 @@ class Exported:
             copy = calls.call_module(layer, (new[node.all_input_nodes[0]],))
         elif node.op == "call_function" and name_of(node) in _CASTS:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), new.__getitem__)
-            kept = {key: value for key, value in kwargs.items() if key in ("dtype", "device")}
-            given = [a for a in args[1:2] if isinstance(a, torch.dtype)] or [kept.get("dtype")]
-            copy = calls.call_method("to", (args[0], *(a for a in given if a is not None)))
+            given = (*args[1:], kwargs.get("dtype"))
+            wanted = [a for a in given if isinstance(a, (torch.dtype, fx.Node))]
+            copy = calls.call_method("to", (args[0], *wanted[:1]))
         else:
-            return calls.node_copy(node, new.__getitem__)
+            copy = calls.node_copy(node, new.__getitem__)
+            if "device" in copy.kwargs:
+                copy.kwargs = {**copy.kwargs, "device": self._device(calls)}
+            return copy
         copy.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
         return copy
+
+    def _device(self, calls: fx.Graph) -> fx.Node:
+        """Return the device of the first input, where the tensors are that the calls make."""
+        if self.device is None:
+            first = next(iter(calls.nodes))
+            with calls.inserting_after(first):
+                self.device = calls.call_function(getattr, (first, "device"))
+        return self.device
 
     def _is_bookkeeping(self, node: fx.Node) -> bool:
         """Tell whether a call checks the inputs, or counts the batches of a batch norm."""
@@ -145,6 +157,46 @@ class Exported:
         if has_code_of_its_own(module) or getattr(module, "padding_mode", "zeros") != "zeros":
             self.plain.add(owner)
         return owner
+
+
+def _inlined(program: fx.GraphModule) -> fx.Graph:
+    """Return the calls, with those of regions without gradients or in one precision among them."""
+    graph = fx.Graph()
+    graph.set_codegen(program.graph._codegen)
+    graph.output(_copy_calls(program, graph, {}))
+    return graph
+
+
+def _copy_calls(program: fx.GraphModule, into: fx.Graph, new: dict[fx.Node, Any]) -> Any:
+    """Copy calls to the end of a graph; return what stands in place of the output's arguments.
+
+    Args:
+        program: The calls.
+        into: The graph.
+        new: Call -> its copy; the inputs of a region are in it already.
+    """
+    for node in program.graph.nodes:
+        regions = [a for a in node.args if isinstance(a, fx.Node) and _region(program, a)]
+        if node in new or _region(program, node):
+            continue
+        if regions:
+            region: Any = _region(program, regions[0])
+            given = node.args[node.args.index(regions[0]) + 1 :]
+            inputs = [n for n in region.graph.nodes if n.op == "placeholder"]
+            inner = dict(zip(inputs, (new[a] for a in given), strict=True))
+            new[node] = _copy_calls(region, into, inner)
+        elif name_of(node) == "getitem" and isinstance(new[node.args[0]], (tuple, list)):
+            new[node] = new[node.args[0]][node.args[1]]
+        elif node.op == "output":
+            return fx.node.map_arg(node.args[0], new.__getitem__)
+        else:
+            new[node] = into.node_copy(node, new.__getitem__)
+    return None
+
+
+def _region(program: fx.GraphModule, node: fx.Node) -> fx.GraphModule | None:
+    found = getattr(program, str(node.target), None) if node.op == "get_attr" else None
+    return found if isinstance(found, fx.GraphModule) else None
 
 
 def _given(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:

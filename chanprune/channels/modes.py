@@ -45,17 +45,19 @@ def copied(
         wanted = dtype if tensor.is_floating_point() else None
         return tensor.detach().to(device=device, dtype=wanted, copy=True)
 
-    for tensor in (*model.parameters(), *model.buffers()):
+    registered = [*model.parameters(), *model.buffers()]
+    for tensor in registered:
         if shares:
             held[id(tensor)] = tensor
         elif dtype is not None or device is not None:
             is_parameter = isinstance(tensor, nn.Parameter)
             other = copy_of(tensor)
             held[id(tensor)] = nn.Parameter(other, tensor.requires_grad) if is_parameter else other
+    known = {id(tensor) for tensor in registered}
     for module in model.modules():
         for value in vars(module).values():
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                if isinstance(tensor, Tensor) and id(tensor) not in held:
+                if isinstance(tensor, Tensor) and id(tensor) not in known:
                     held[id(tensor)] = copy_of(tensor)
     return copy.deepcopy(model, held)
 

@@ -30,6 +30,7 @@ def rebuilt(model: nn.Module, graph: ChannelGraph) -> nn.Module:
             network = fx.GraphModule(model, graph.calls, type(model).__name__)
         else:
             network = TwoModes(model, graph.calls, graph.in_training)
+    _put_in_order(network, model)
     for name, module in network.named_modules():
         module.training = model.get_submodule(name).training
     return network
@@ -47,6 +48,16 @@ def with_constants(model: nn.Module, constants: dict[str, Tensor]) -> Iterator[N
     finally:
         for name in constants:
             delattr(model, name)
+
+
+def _put_in_order(network: nn.Module, model: nn.Module) -> None:
+    """Let a network have its layers in the order in which another one defines them."""
+    for name, child in model._modules.items():
+        own = network._modules.pop(name, None)
+        if own is not None and child is not None:
+            network._modules[name] = own
+            if own is not child:
+                _put_in_order(own, child)
 
 
 def _hides_a_layer(model: nn.Module) -> bool:

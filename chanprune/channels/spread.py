@@ -36,11 +36,10 @@ def expanded(numbers: ChannelNumbers, shape: Sequence[int]) -> Tensor:
 def compressed(elements: Tensor) -> ChannelNumbers:
     """Return the array of numbers of elements, with length 1 where they do not vary."""
     for dim in range(elements.dim()):
-        first = elements.narrow(dim, 0, 1)
-        if elements.shape[dim] > 1 and (
-            elements.stride(dim) == 0 or bool((elements == first).all())
-        ):
-            elements = first
+        if elements.shape[dim] > 1:
+            first = elements.narrow(dim, 0, 1)
+            if elements.stride(dim) == 0 or bool((elements == first).all()):
+                elements = first
     return elements.numpy()
 
 

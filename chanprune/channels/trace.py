@@ -54,7 +54,7 @@ def trace(model: nn.Module, example: Any) -> ChannelGraph:
     computing = [name for name, m in model.named_modules() if computes_its_weights(m)]
     model = bake(model, computing)
     recorded = _record(model, example)
-    walk = Walk(model)
+    walk = Walk(model, example.batch)
     walk.baked.update(recorded.plain, computing)
     follow(walk, recorded.calls)
     if isinstance(recorded.in_training, fx.Graph) and recorded.in_training is not recorded.calls:

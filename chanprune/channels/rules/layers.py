@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -45,8 +44,8 @@ def convolution(walk: Walk, node: fx.Node) -> None:
         blocks=blocks,
         depthwise=depthwise,
         transposed=transposed,
-        positions=math.prod(shape_of(source if transposed else node)[2:]),
-        output_positions=math.prod(shape_of(node)[2:]),
+        positions=walk.positions(source if transposed else node, 1),
+        output_positions=walk.positions(node, 1),
         parameters=_parameters(module),
         rank=len(shape_of(node)),
         normalised_by=_following_norm(walk, node),
@@ -69,8 +68,8 @@ def linear(walk: Walk, node: fx.Node) -> None:
         walk.read(operand(node), -1, name),
         outputs,
         axis=-1,
-        positions=math.prod(shape[1:-1]),
-        output_positions=math.prod(shape[1:-1]),
+        positions=walk.positions(node, -1),
+        output_positions=walk.positions(node, -1),
         parameters=_parameters(module),
         rank=len(shape),
         normalised_by=_following_norm(walk, node),
@@ -102,7 +101,7 @@ def batch_norm(walk: Walk, node: fx.Node) -> None:
         inputs,
         outputs,
         index,
-        positions=math.prod(shape_of(node)[2:]),
+        positions=walk.positions(node, 1),
         parameters=_parameters(module),
         rank=len(shape_of(node)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -45,11 +46,13 @@ class Walk:
         inputs: Name of an input -> its channels.
         called: Names of the layers that this pass has met.
         baked: Names of the layers that a plain one has to replace (see `baked`).
+        batch: How many images the network was given; None: what it is given has no common batch.
         training: The calls are those in train mode.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, batch: int | None):
         self.model = model
+        self.batch = batch
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.tied = _tied_modules(model)
         self.channels: dict[fx.Node, Numbers] = {}
@@ -88,6 +91,12 @@ class Walk:
             reason = f"{node.name}, which {reader} reads, has channels that all stay"
             return self.numbering.fixed(shape[axis], f"{node.name} of {reader}", reason)
         return np.broadcast_to(numbers.reshape(-1), shape[axis])
+
+    def positions(self, node: fx.Node, axis: int) -> int:
+        """Return how many positions a tensor has for one image, beside its channels."""
+        shape = shape_of(node)
+        everything = math.prod(shape[dim] for dim in range(len(shape)) if dim != axis % len(shape))
+        return everything // (self.batch or shape[0])
 
     def whole_along(self, numbers: ChannelNumbers, axis: int, reason: str) -> ChannelNumbers:
         """Let no channel go along one axis; return the numbers without it."""

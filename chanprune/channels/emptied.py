@@ -156,7 +156,8 @@ def remaining_calls(
 def _is_gone(node: fx.Node, traced_keep: Mask) -> bool:
     """Tell whether a tensor has no channel left."""
     channels = node.meta.get("channels")
-    return isinstance(channels, np.ndarray) and not traced_keep[channels].any()
+    is_followed = isinstance(channels, np.ndarray) and channels.size > 0
+    return bool(is_followed and not traced_keep[channels].any())
 
 
 class _Rewriting:

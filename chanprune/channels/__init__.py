@@ -19,6 +19,7 @@ from chanprune.channels.counting import (
     count_plan,
     executed_macs,
 )
+from chanprune.channels.example import Example, example_of
 from chanprune.channels.fidelity import Fidelity, fidelity_groups, prefix_plan
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.indices import index_widths, refuse_odd_indices
@@ -49,6 +50,7 @@ __all__ = [
     "CompactionError",
     "Counts",
     "Cut",
+    "Example",
     "Fidelity",
     "LayerCount",
     "Plan",
@@ -60,6 +62,7 @@ __all__ = [
     "count",
     "count_plan",
     "evaluating",
+    "example_of",
     "executed_macs",
     "fidelity_groups",
     "filter_scores",

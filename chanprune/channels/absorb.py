@@ -113,7 +113,7 @@ class _Constants(fx.Interpreter):
     """
 
     def __init__(self, model: nn.Module, small: nn.Module, cut: Cut):
-        super().__init__(model, graph=cut.before.calls)  # type: ignore[arg-type]
+        super().__init__(model, graph=cut.before.calls)
         self.small = small
         self.layers = cut.before.layers
         self.constants = cut.before.constants

@@ -80,7 +80,7 @@ def bake(model: nn.Module, names: Iterable[str]) -> nn.Module:
     return plain
 
 
-def _plain(module: Any, images: Tensor | None) -> nn.Module:
+def _plain(module: Any, images: Tensor | None) -> Any:
     """Return the plain layer; on images, or on noise, it is seen which weight the layer takes."""
     if isinstance(module, ops.BATCH_NORMS):
         return _plain_norm(module)
@@ -125,7 +125,7 @@ _GEOMETRY = ("stride", "padding", "dilation", "groups")
 _ARGUMENTS = ("input", "weight", "bias", *_GEOMETRY)
 
 
-def _plain_norm(module: Any) -> nn.Module:
+def _plain_norm(module: Any) -> Any:
     kind = next(kind for kind in ops.BATCH_NORMS if isinstance(module, kind))
     plain: Any = kind(
         module.num_features,

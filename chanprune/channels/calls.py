@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
 
 from chanprune.channels import operations as ops
 from chanprune.channels.emptied import Constant
@@ -83,6 +85,12 @@ def _refuse_own_tensors(calls: fx.Graph, model: nn.Module) -> None:
             )
 
 
+def codegen_of(example: Example, names: list[str]) -> CodeGen:
+    """Let compiled calls take arguments that hold several tensors each."""
+    structure = pytree.tree_structure((example.args, example.kwargs))
+    return _PyTreeCodeGen(_PyTreeInfo(names, structure, None))
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put all attributes of all modules back afterwards, modes too; call no hooks meanwhile."""
@@ -125,6 +133,8 @@ def _trace(model: nn.Module, example: Example) -> fx.Graph:
         with keeping_random_numbers():
             states = random_states()
             calls = tracer.trace(model)
+            if not example.is_flat:
+                calls.set_codegen(codegen_of(example, tracer.names))
             decides_at_random = random_states() != states
     except Exception as error:
         inside = list(tracer.module_stack.values()) or [("", type(model))]
@@ -225,12 +235,14 @@ class _Tracer(fx.Tracer):
         given = list(zip(names, self.example.args, strict=False))
         args = [self._argument(name, value) for name, value in given]
         kwargs = {key: self._argument(key, value) for key, value in self.example.kwargs.items()}
+        self.names = [name for name, _ in given] + list(kwargs)
         return lambda root, *_: root.forward(*args, **kwargs), [self.root]
 
     def _argument(self, name: str, value: Any) -> Any:
-        return (
-            self.create_proxy("placeholder", name, (), {}) if isinstance(value, Tensor) else value
-        )
+        def proxy(_: Tensor) -> fx.Proxy:
+            return self.create_proxy("placeholder", name, (), {})
+
+        return pytree.tree_map_only(Tensor, proxy, value)
 
 
 class _Shapes(fx.Interpreter):
@@ -240,7 +252,7 @@ class _Shapes(fx.Interpreter):
     """
 
     def __init__(self, model: nn.Module, calls: fx.Graph):
-        super().__init__(model, graph=calls)  # type: ignore[arg-type]
+        super().__init__(model, graph=calls)
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from chanprune.channels.modes import evaluating
 
 BATCH = 2
 
@@ -40,6 +42,8 @@ class Example:
         """
         if isinstance(example, Example):
             return example
+        args: tuple[Any, ...]
+        kwargs: dict[str, Any]
         if isinstance(example, Tensor):
             args, kwargs = (example,), {}
         elif isinstance(example, Mapping):
@@ -48,6 +52,15 @@ class Example:
             args, kwargs = (torch.empty((BATCH, *example), device="meta"),), {}
         else:
             args, kwargs = tuple(example), {}
+        return cls.of_call(args, kwargs)
+
+    @classmethod
+    def of_call(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
+        """Note the arguments of a call.
+
+        Raises:
+            ValueError: There is no tensor in them.
+        """
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not tensors:
             raise ValueError("the example holds no tensor")
@@ -83,6 +96,12 @@ class Example:
             for value in (*self.args, *self.kwargs.values())
         )
 
+    @property
+    def has_plain_parts(self) -> bool:
+        """Some argument holds tensors, and something else beside them."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return not self.is_flat and not all(isinstance(leaf, Tensor) for leaf in leaves)
+
     def filled(
         self,
         fill: Any,
@@ -112,6 +131,37 @@ class Example:
         """Return what recorded calls take of `filled`, one after the other."""
         leaves = pytree.tree_leaves(self.filled(fill, dtype, device))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor) or not self.is_flat]
+
+
+@torch.no_grad()
+def example_of(model: nn.Module, part: str, *args: Any, **kwargs: Any) -> Example:
+    """Return what a part of a network is called with, to trace that part alone.
+
+    Args:
+        model: The network, such as a detector; it is run once, in eval mode.
+        part: Name of the part, such as "backbone".
+        *args: What the network is given.
+        **kwargs: The same by name.
+
+    Raises:
+        ValueError: There is no such part, or it is not called.
+    """
+    if part not in dict(model.named_modules()):
+        raise ValueError(f"the network has no part {part!r}")
+    calls: list[Example] = []
+
+    def note(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        calls.append(Example.of_call(given, named))
+
+    hook = model.get_submodule(part).register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with evaluating(model):
+            model(*args, **kwargs)
+    finally:
+        hook.remove()
+    if not calls:
+        raise ValueError(f"the network does not call {part!r}")
+    return calls[0]
 
 
 def _noted(tensor: Tensor, batch: int | None) -> Tensor:

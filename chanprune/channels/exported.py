@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from chanprune.channels.baked import KINDS, computes_its_weights
 from chanprune.channels.calls import (
     UnsupportedNetwork,
+    codegen_of,
     first_line,
     note_shapes,
     type_name,
@@ -74,7 +74,7 @@ class Exported:
         for node in program.graph.nodes:
             if node.op == "get_attr" and str(node.target) not in known:
                 self._take_constant(program, node, set(known))
-        self.calls = self._converted(_inlined(program), example.is_flat)
+        self.calls = self._converted(_inlined(program), example)
         with with_constants(network, self.constants):
             note_shapes(self.calls, network.eval(), example)
 
@@ -87,12 +87,12 @@ class Exported:
             self.constants[name] = value.detach().clone()
             node.target = name
 
-    def _converted(self, graph: fx.Graph, is_flat: bool) -> fx.Graph:
+    def _converted(self, graph: fx.Graph, example: Example) -> fx.Graph:
         """Return the graph with calls of layers, and its output in the network's structure."""
-        calls = fx.Graph()
+        calls, is_flat = fx.Graph(), example.is_flat
         info = graph._codegen.pytree_info  # type: ignore[attr-defined]
         if not is_flat:
-            calls.set_codegen(_PyTreeCodeGen(_PyTreeInfo(info.orig_args, info.in_spec, None)))
+            calls.set_codegen(codegen_of(example, info.orig_args))
         new: dict[fx.Node, fx.Node] = {}
         for node in graph.nodes:
             if node.op == "output":

@@ -155,11 +155,15 @@ _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}
 def name_of(node: fx.Node) -> str:
     """Return the name of what a node calls, the same for functions, methods, ATen operations.
 
+    It is empty for layers, inputs and outputs.
+
     The underscores of private and in-place forms are left out. Of an attribute that is read it is
     the attribute's name. A function of the user's own, or of
     another library, has its module in front.
     """
     target: Any = node.target
+    if node.op not in ("call_function", "call_method"):
+        return ""
     if isinstance(target, str):
         return target.strip("_")
     if isinstance(target, (OpOverload, OpOverloadPacket)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -181,11 +181,9 @@ def _counts(places: ChannelNumbers, lengths: Sequence[int]) -> list[int]:
 def _pieces(name: str, size: int, given: Any) -> list[int]:
     """Return the lengths of the parts into which a call takes an axis of `size` apart."""
     line = torch.empty(size, device="meta")
-    split: Callable[..., Any] = {"chunk": torch.chunk, "tensor_split": torch.tensor_split}.get(
-        name, torch.split
-    )
+    calls: dict[str, Any] = {"chunk": torch.chunk, "tensor_split": torch.tensor_split}
     try:
-        return [len(part) for part in split(line, given)]
+        return [len(part) for part in calls.get(name, torch.split)(line, given)]
     except (RuntimeError, TypeError, ValueError):
         return []
 

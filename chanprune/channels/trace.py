@@ -104,8 +104,8 @@ class _Recorded:
 
 def _record(model: nn.Module, example: Example) -> _Recorded:
     try:
-        if not example.is_flat:
-            raise UnsupportedNetwork("its arguments hold several tensors each")
+        if example.has_plain_parts:
+            raise UnsupportedNetwork("its arguments hold tensors beside other values")
         calls = record_calls(model, example)
     except UnsupportedNetwork as error:
         return _record_by_export(model, example, error)
@@ -124,7 +124,7 @@ def _record_by_export(model: nn.Module, example: Example, error: UnsupportedNetw
     try:
         exported = Exported(model, example, training=False)
     except UnsupportedNetwork as second:
-        raise (error if example.is_flat else second) from second
+        raise (second if example.has_plain_parts else error) from second
     recorded = _Recorded(exported.calls, exported.calls)
     recorded.is_exported = True
     recorded.plain, recorded.constants = exported.plain, exported.constants

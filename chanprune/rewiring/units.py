@@ -89,7 +89,7 @@ def _norm_in_front(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | st
         if len(node.users) > 1:
             return "others read its input as well"
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, nn.ReLU) or node.target in ops.RELUS:
+        if isinstance(module, nn.ReLU) or ops.name_of(node) == "relu":
             if activated:
                 return "two activations stand in front of it"
             activated = True

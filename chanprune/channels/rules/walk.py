@@ -84,8 +84,8 @@ class Walk:
         shape = shape_of(node)
         axis %= len(shape)
         numbers = self.numbers(node)
-        for other in axes_of(numbers) if numbers is not None else ():
-            if other != axis:
+        for other in [] if numbers is None else axes_of(numbers):
+            if other != axis and numbers is not None:
                 numbers = self.whole_along(numbers, other, f"{reader} reads another dimension")
         if numbers is None or axes_of(numbers) not in ([], [axis]):
             reason = f"{node.name}, which {reader} reads, has channels that all stay"

@@ -63,6 +63,8 @@ def can_be_baked(module: nn.Module, shape: Sequence[int]) -> bool:
 def bake(model: nn.Module, names: Iterable[str]) -> nn.Module:
     """Return the network with plain layers in place of some; the network itself if there are none.
 
+    The other layers have the network's own tensors.
+
     Args:
         model: The network; it is not changed.
         names: The layers.
@@ -73,7 +75,7 @@ def bake(model: nn.Module, names: Iterable[str]) -> nn.Module:
     names = list(names)
     if not names:
         return model
-    plain = copied(model)
+    plain = copied(model, shares=True)
     with torch.no_grad():
         for name in names:
             plain.set_submodule(name, _plain(plain.get_submodule(name), None))

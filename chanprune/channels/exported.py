@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from chanprune.channels.baked import KINDS, computes_its_weights
+from chanprune.channels.baked import KINDS, bake, computes_its_weights
 from chanprune.channels.calls import (
     UnsupportedNetwork,
     codegen_of,
@@ -62,23 +62,28 @@ class Exported:
         """
         is_meta = any(p.device.type == "meta" for p in model.parameters())
         network = copied(model).to_empty(device="cpu") if is_meta else model
-        with undisturbed(network):
-            program = _export(network.train(training), example)
         self.model = model
         self.mode = "training" if training else "eval"
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.constants: dict[str, Tensor] = {}
         self.plain: set[str] = set()
         self.device: fx.Node | None = None
-        known = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        with undisturbed(network):
+            program = _export(network.train(training), example)
+            self._take_constants(program)
+            self.calls = self._converted(_inlined(program), example)
+            plain = bake(network.eval(), self.plain)
+            with with_constants(plain, self.constants):
+                note_shapes(self.calls, plain, example)
+
+    def _take_constants(self, program: fx.GraphModule) -> None:
+        """Note the tensors that the calls read and the network does not have."""
+        known = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         for node in program.graph.nodes:
             if node.op == "get_attr" and str(node.target) not in known:
-                self._take_constant(program, node, set(known))
-        self.calls = self._converted(_inlined(program), example)
-        with with_constants(network, self.constants):
-            note_shapes(self.calls, network.eval(), example)
+                self._take_constant(program, node)
 
-    def _take_constant(self, program: nn.Module, node: fx.Node, known: set[str]) -> None:
+    def _take_constant(self, program: nn.Module, node: fx.Node) -> None:
         value: Any = program
         for part in str(node.target).split("."):
             value = getattr(value, part)

@@ -46,8 +46,6 @@ _LIKE = frozenset({"view_as", "reshape_as", "expand_as"})
 _AS_VIEW: dict[str, Callable[..., Any]] = {
     "view": torch.reshape,
     "unsafe_view": torch.reshape,
-    "T": lambda t, _: t.T,
-    "mT": lambda t, _: t.mT,
 }
 
 
@@ -107,6 +105,8 @@ def run(modules: dict[str, nn.Module], node: fx.Node, elements: Tensor) -> Any:
     call: Callable[..., Any]
     if node.op == "call_module":
         call = modules[str(node.target)]
+    elif node.target is getattr:
+        call = getattr
     elif name in _AS_VIEW:
         call = _AS_VIEW[name]
         args = (args[0], list(args[1:])) if isinstance(args[1], int) else args

@@ -68,6 +68,8 @@ class Bank:
         self._store()
         after, state = self.graph, self._tensors
         if cut is not None:
+            cut.refuse_other_calls()
+        if cut is not None:
             after = cut.after
             detached = {name: tensor.detach() for name, tensor in state.items()}
             state = gather(detached, cut)

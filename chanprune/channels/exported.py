@@ -124,6 +124,7 @@ class Exported:
             copy = calls.call_method("to", (args[0], *wanted[:1]))
         else:
             copy = calls.node_copy(node, new.__getitem__)
+            copy.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "val")}
             if "device" in copy.kwargs:
                 copy.kwargs = {**copy.kwargs, "device": self._device(calls)}
             return copy

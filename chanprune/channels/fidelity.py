@@ -121,6 +121,7 @@ class Fidelity:
         cut = self._cut(level)
         if level == self.level:
             return
+        cut.refuse_other_calls()
         if self.level == 1.0:
             self._whole = {
                 **dict(self.model.named_parameters()),

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, fx, nn
 
+from chanprune.channels.calls import UnsupportedNetwork
 from chanprune.channels.emptied import remaining_calls
 from chanprune.channels.example import Example
 from chanprune.channels.kept import emptied, evenly, kept_mask, read_mask
@@ -234,6 +235,19 @@ class Cut:
     def of_plain(self) -> Cut:
         """The same cut of the network whose layers compute no weights any more."""
         return replace(self, before=replace(self.before, baked=frozenset()))
+
+    def refuse_other_calls(self) -> None:
+        """Refuse a cut that the network's own code cannot run with smaller tensors in place.
+
+        Raises:
+            UnsupportedNetwork: Its calls have to be others.
+        """
+        before = self.before
+        if before.is_exported or before.baked or self.after.calls is not before.calls:
+            raise UnsupportedNetwork(
+                "part of the channels cannot be run in place: sizes are written into the network's "
+                "code, or its layers compute their weights; prune it after training instead"
+            )
 
     @cached_property
     def traced_keep(self) -> Mask:

@@ -42,7 +42,7 @@ def with_constants(model: nn.Module, constants: dict[str, Tensor]) -> Iterator[N
     parameter = next(model.parameters(), torch.empty(0))
     for name, tensor in constants.items():
         dtype = parameter.dtype if tensor.is_floating_point() else tensor.dtype
-        model.register_buffer(name, tensor.to(parameter.device, dtype), persistent=False)
+        model.register_buffer(name, tensor.to(parameter.device, dtype))
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.baked import bake
-from chanprune.channels.calls import UnsupportedNetwork
+from chanprune.channels.calls import UnsupportedNetwork, first_line
 from chanprune.channels.double import InDouble
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.modes import copied, keeping_random_numbers
@@ -77,7 +77,14 @@ def self_check(model: nn.Module, cut: Cut) -> float:
     if not cut.before.trains_alike:
         _check_train_mode(model, cut)
     whole = copied(model, dtype=torch.float64).eval()
-    with InDouble():
+    with InDouble(), torch.no_grad():
+        try:
+            whole(*images[0], **images[1])
+        except Exception as error:  # what a network raises is its own affair
+            raise CompactionError(
+                "the network cannot be run in float64, so that nothing can be proven: "
+                f"{first_line(error)}; compact(..., check=False) does without the self-check"
+            ) from error
         exact = bake(whole, cut.before.baked)
         if cut.before.is_exported:
             exact = rebuilt(exact, cut.before)

@@ -69,20 +69,18 @@ def _united(walk: Walk, node: fx.Node, sides: list[fx.Node]) -> ChannelNumbers:
     """Unite the channels of operands; those of one that is broadcast over channels all stay."""
     rank = len(shape_of(node))
     numbers = [aligned(walk.channels[side], rank) for side in sides]  # type: ignore[arg-type]
-    axes = sorted({axis for each in numbers for axis in axes_of(each)})
-    wide = [
-        own
-        for side, own in zip(sides, numbers, strict=True)
-        if axes_of(own) == axes and all(_extents(side, rank)[a] == shape_of(node)[a] for a in axes)
-    ]
-    for own in wide[1:]:
-        walk.numbering.unite(wide[0], own)
-    for own in numbers:
-        if not wide:
-            walk.freeze(own, f"{label(node)} combines it with channels of another dimension")
-        elif axes_of(own) != axes:
+    main = max(numbers, key=lambda each: len(axes_of(each)))
+    axes = axes_of(main)
+    for side, own in zip(sides, numbers, strict=True):
+        is_wide = all(_extents(side, rank)[a] == shape_of(node)[a] for a in axes)
+        if is_wide and set(axes_of(own)) <= set(axes) and (axes_of(own) or not axes):
+            walk.numbering.unite(main, own)
+        elif own is not main:
             walk.freeze(own, f"it is broadcast in {label(node)}")
-    return wide[0] if wide else max(numbers, key=lambda each: len(axes_of(each)))
+            if is_wide or axes_of(own):
+                reason = f"{label(node)} combines it with channels of another dimension"
+                walk.freeze(main, reason)
+    return main
 
 
 def _extents(side: fx.Node, rank: int) -> tuple[int, ...]:
@@ -149,6 +147,8 @@ def spatial(walk: Walk, node: fx.Node) -> None:
     for axis in axes_of(numbers):
         if axis >= first:
             numbers = walk.whole_along(numbers, axis, f"{label(node)} works along it")
+            if axis in axes_of(numbers):
+                return
     walk.put(node, numbers if is_tensor(node) else (numbers,) * len(node.meta["holds"]))
 
 

@@ -41,6 +41,7 @@ _CALLS: list[tuple[frozenset[str], Rule]] = [
     (positions.MOVES | positions.SIZED, positions.moved),
     (frozenset({"cat", "concat", "concatenate", "stack"}), positions.joined),
     (frozenset({"pad", "constant_pad_nd"}), positions.padded),
+    (frozenset({"channel_shuffle", "native_channel_shuffle"}), positions.shuffled),
     (frozenset({"index_select"}), positions.selected),
     (frozenset({"matmul", "bmm"}), arithmetic.product_of_matrices),
     (frozenset({"scaled_dot_product_attention"}), arithmetic.attention),

@@ -29,7 +29,7 @@ MOVES = words(
     """
     permute transpose swapaxes swapdims movedim moveaxis t T mT numpy_T adjoint squeeze
     unsqueeze flatten ravel flip fliplr flipud repeat tile repeat_interleave roll unbind
-    unfold pixel_shuffle pixel_unshuffle native_channel_shuffle channel_shuffle rot90
+    unfold pixel_shuffle pixel_unshuffle rot90
     squeeze_copy alias
     """
 )
@@ -234,8 +234,9 @@ def selected(walk: Walk, node: fx.Node) -> None:
 
 def shuffled(walk: Walk, node: fx.Node) -> None:
     """Follow channels that change places in a fixed order."""
-    module: Any = walk.modules[str(node.target)]
-    numbers = walk.read(operand(node), 1, str(node.target)).reshape(module.groups, -1)
+    module: Any = walk.modules.get(str(node.target)) if node.op == "call_module" else None
+    groups = argument(node, 1, "groups") if module is None else module.groups
+    numbers = walk.read(operand(node), 1, label(node)).reshape(groups, -1)
     walk.grids.append(numbers)
     walk.put_along(node, numbers.T.reshape(-1))
 

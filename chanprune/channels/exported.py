@@ -103,6 +103,8 @@ class Exported:
             if node.op == "output":
                 leaves = fx.node.map_arg(node.args[0], new.__getitem__)
                 calls.output(pytree.tree_unflatten(leaves, info.out_spec))
+            elif node.op == "call_function" and name_of(node) == "lift_fresh_copy":
+                new[node] = new[node.args[0]]
             elif not self._is_bookkeeping(node):
                 new[node] = self._copied(calls, node, new)
         for node in reversed(calls.nodes):

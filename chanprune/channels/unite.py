@@ -47,6 +47,8 @@ class Numbering:
 
     def fixed(self, size: int, name: str, reason: str) -> ChannelNumbers:
         """Number channels that no layer makes, and that stay."""
+        again = sum(run.name.partition(" (")[0] == name for run in self._runs)
+        name = f"{name} ({again + 1})" if again else name
         numbers = self.new(size, name, produced=False)
         self.freeze(numbers, reason)
         return numbers

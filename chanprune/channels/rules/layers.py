@@ -131,7 +131,9 @@ def scale(walk: Walk, node: fx.Node) -> None:
 def prelu(walk: Walk, node: fx.Node) -> None:
     """Follow one slope for all channels, or one for each."""
     module: Any = walk.modules[str(node.target)]
-    if module.num_parameters == 1:
+    if walk.numbers(operand(node)) is None:
+        whole(walk, node)
+    elif module.num_parameters == 1:
         walk.put(node, walk.channels[operand(node)])
     else:
         scale(walk, node)

@@ -298,13 +298,14 @@ PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def last_axis_mean(x: Tensor) -> Tensor:
-    return x.flatten(2).mean(2) if x.dim() > 2 else x
+def pooled_linear(s: Shape) -> nn.Module:
+    layer = linear(s[0], CLASSES)
+    return Do(lambda fc, x: fc(x.flatten(2).mean(2)), fc=layer) if len(s) > 1 else layer
 
 
 # What the network puts out, from the shape that is read.
 ENDS: dict[str, Make] = {
-    "mean, linear": lambda s: Do(lambda fc, x: fc(last_axis_mean(x)), fc=linear(s[0], CLASSES)),
+    "mean, linear": pooled_linear,
     "flatten, linear": lambda s: nn.Sequential(
         nn.Flatten(), nn.Linear(torch.Size(s).numel(), CLASSES)
     ),

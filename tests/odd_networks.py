@@ -10,8 +10,13 @@ def small():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
 
 
-def unknown():
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(0))
+class Deciding(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def deciding():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), Deciding())
 
 
 def narrow():

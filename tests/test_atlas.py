@@ -14,7 +14,7 @@ from tests.commands import call, start
 OWN = "tests.odd_networks"
 OUTCOMES = {
     f"{OWN}:small": ("proven", ""),
-    f"{OWN}:unknown": ("refused", "Flatten"),
+    f"{OWN}:deciding": ("refused", "cannot be traced"),
     f"{OWN}:narrow": ("refused", "no channel may go"),
     f"{OWN}:broken": ("fault", "RuntimeError: no | such"),
     f"{OWN}:missing": ("fault", "AttributeError"),

@@ -41,7 +41,7 @@ MISTAKES = [
     ("prune.ratio=-0.1", "prune.ratio=-0.1: must be a number in [0, 1)"),
     ("seed=-1", "seed=-1: must be an integer in [0, 4294967296)"),
     ("seed=99999999999999999999", "must be an integer in [0, 4294967296)"),
-    ("model=null", "model=null: no such choice; choose from: compact, condensenet110"),
+    ("model=null", "model=null: no such choice; choose from: c2f, compact, condensenet110"),
     ("method=", f"method=: no such choice; choose from: {METHODS}"),
     ("slimming", "slimming: must be KEY=VALUE"),
     ("--epochs 3", "--epochs: unknown flag"),

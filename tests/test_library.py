@@ -219,7 +219,7 @@ def test_weights_that_are_not_there(weights, message):
     [
         ("model=torchvision", "model.name is missing"),
         ("model=torchvision model.name=resnt50", "did you mean resnet50"),
-        ("model=torchvision model.name=vit_b_16 dataset.image_size=224", "chanprune: error: "),
+        ("model=torchvision model.name=vit_b_16 dataset.image_size=64", "chanprune: error: "),
         ("model=torchvision model.name=resnet18 model.width=2", "model.width: unknown key"),
         ("model=densenet40 model.compression=2", "must be a number in (0, 1]"),
         ("model=condensenet50 model.condensation=99", "model.condensation=99"),

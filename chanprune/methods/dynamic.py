@@ -65,6 +65,7 @@ class DynamicChannels(Method):
         if not self.sizes:
             raise UserError("dynamic execution needs channels that may go, and there are none")
         active = self._choose(self.random_ranks())
+        graph.cut(active).refuse_other_calls()
         number = sum(len(kept) for kept in active.kept.values())
         return {"active_channels": number, "of": sum(self.sizes.values())}
 

@@ -109,7 +109,7 @@ class MultiFidelity(Method):
 
     Raises:
         ValueError: A level is out of range, or the network has depthwise convolutions, whose groups
-            would have to change from level to level.
+            would have to change from level to level, or cannot run part of its channels in place.
     """
 
     def __init__(
@@ -126,6 +126,8 @@ class MultiFidelity(Method):
         self.graph = graph
         self.levels = tuple(sorted(levels))
         self.cuts = {level: graph.cut(prefix_plan(graph, level)) for level in levels}
+        for cut in self.cuts.values():
+            cut.refuse_other_calls()
         self.sandwich = sandwich
         self.repeats = not sandwich
         self.coefficients = coefficients or Coefficients({})

@@ -129,9 +129,15 @@ class _Constants(fx.Interpreter):
     def run_on_zeros(self) -> None:
         """Interpret the network for one image of zeros, in eval mode."""
         parameter = next(self.module.parameters())
-        inputs = self.example.inputs(torch.zeros, parameter.dtype, parameter.device)
+        example = self.example if self._squeezes_a_batch_of_one() else self.example.of_one
+        inputs = example.inputs(torch.zeros, parameter.dtype, parameter.device)
         with evaluating(self.module), with_constants(self.module, self.constants):
             self.run(*inputs)
+
+    def _squeezes_a_batch_of_one(self) -> bool:
+        """Tell whether a call takes out every dimension of length 1, whichever it is."""
+        squeezes = [node for node in self.graph.nodes if name_of(node) == "squeeze"]
+        return any(len(node.args) + len(node.kwargs) == 1 for node in squeezes)
 
     def run_node(self, n: fx.Node) -> Any:
         """Remember the node: what becomes of an output depends on who reads it.

@@ -161,7 +161,8 @@ def _why(error: Exception) -> str:
     if isinstance(error, fx.proxy.TraceError) or "Proxy" in text or "symbolic" in text:
         return (
             f"its forward{place} decides by the value or the size of a tensor, or leaves PyTorch; "
-            "let it decide by what is known when the network is built"
+            "let it decide by what is known when the network is built, or trace a part of it "
+            "(example_of)"
         )
     if isinstance(error, NameError) and "not installed as a submodule" in text:
         return f"its forward{place} calls a layer that is not registered; keep it in nn.ModuleList"

@@ -191,16 +191,22 @@ class Cut:
 
         Raises:
             ValueError: The plan cuts the network in two.
+            UnsupportedNetwork: The calls of what is left cannot be built.
         """
         before, keep = self.before, self.keep
         try:
             calls, in_training, constants = self._remaining_calls()
         except ValueError as error:
             names = ", ".join(emptied(before.groups, self.plan))
+            if not names:
+                raise UnsupportedNetwork(f"this plan cannot be carried out: {error}") from error
             raise ValueError(f"the plan keeps no channel of {names}, but {error}") from error
+        called = _called(calls, in_training) if calls is not before.calls else before.layers.keys()
         renumbered = np.cumsum(keep) - 1
         layers = {}
         for name, layer in before.layers.items():
+            if name not in called:
+                continue
             if name in constants:
                 outputs = renumbered[layer.outputs[keep[layer.outputs]]]
                 layers[name] = constant_layer(name, outputs, constants[name], layer.rank)
@@ -276,6 +282,14 @@ class Cut:
         if any(constants.get(name, made_of) != made_of for name, made_of in others.items()):
             raise ValueError("a layer would be a constant in eval mode, and another in train mode")
         return calls, in_training, {**others, **constants}
+
+
+def _called(*modes: fx.Graph | str) -> set[str]:
+    """Name the layers that are called in any mode."""
+    graphs = [calls for calls in modes if isinstance(calls, fx.Graph)]
+    return {
+        str(node.target) for calls in graphs for node in calls.nodes if node.op == "call_module"
+    }
 
 
 def _shrunk(layer: Layer, keep: Mask, renumbered: ChannelNumbers) -> Layer:

@@ -122,9 +122,8 @@ def _for_view(node: fx.Node, sizes: _Sizes) -> tuple[Any, ...] | None:
         return None
     wanted, is_other = listed, False
     shape = sizes.shape(node)
-    for axis in axes_of(channels):
-        given = sizes.known(wanted[axis])
-        if given not in (-1, shape[axis]):
+    for axis, size in enumerate(wanted):
+        if sizes.known(size) not in (-1, shape[axis]):
             wanted[axis], is_other = shape[axis], True
     return (node.target, node.args[0], tuple(wanted)) if is_other else None
 

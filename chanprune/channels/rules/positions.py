@@ -237,7 +237,8 @@ def shuffled(walk: Walk, node: fx.Node) -> None:
     module: Any = walk.modules.get(str(node.target)) if node.op == "call_module" else None
     groups = argument(node, 1, "groups") if module is None else module.groups
     numbers = walk.read(operand(node), 1, label(node)).reshape(groups, -1)
-    walk.grids.append(numbers)
+    numbers = walk.whole_along(numbers, 0, f"{label(node)} shuffles its groups")
+    numbers = np.broadcast_to(numbers, (groups, numbers.shape[1]))
     walk.put_along(node, numbers.T.reshape(-1))
 
 

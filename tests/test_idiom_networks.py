@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.idiom_networks import NETWORKS, SHAPE
+from tests.idiom_networks import EXAMPLES, NETWORKS, SHAPE
 from tests.proof import prove
 
 MORE = pytest.param(range(1, 10), marks=pytest.mark.slow)
@@ -14,4 +14,4 @@ MORE = pytest.param(range(1, 10), marks=pytest.mark.slow)
 def test_a_network_is_proven_or_refused(name, seeds):
     for seed in seeds:
         torch.manual_seed(seed)
-        prove(NETWORKS[name](), SHAPE, seed)
+        prove(NETWORKS[name](), EXAMPLES.get(name, SHAPE), seed)

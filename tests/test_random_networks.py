@@ -11,7 +11,7 @@ from torch import nn
 from tests.proof import lively, prove, tensors_in
 from tests.random_networks import SHAPE, Description, Network, descriptions
 
-PRUNABLE = 0.0  # of the networks, the share in which there are channels that may go
+PRUNABLE = 0.5  # of the networks, the least share in which there are channels that may go
 
 
 @torch.no_grad()

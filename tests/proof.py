@@ -73,7 +73,7 @@ def prove(model: nn.Module, example: Any, seed: int) -> ChannelGraph | None:
 
 
 def figures(counts: Counts) -> dict[str, tuple[int, ...]]:
-    """Return the numbers of each layer; what holds layers may be called otherwise when it is cut."""
+    """Return the numbers of each layer; a cut container of layers may be of another kind."""
     return {layer.name: (layer.params, layer.macs, layer.activations) for layer in counts.layers}
 
 

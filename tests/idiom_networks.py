@@ -1122,6 +1122,101 @@ class InPlace(nn.Module):
         return self.last(x)
 
 
+# Several inputs
+
+
+class Conditioned(nn.Module):
+    """A class to be drawn, looked up by number, decides scales and shifts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.film = nn.Embedding(CLASSES, 6), nn.Linear(6, 24)
+        self.conv, self.last = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 3, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        scale, shift = self.film(self.embedding(y)).unsqueeze(-1).unsqueeze(-1).chunk(2, dim=1)
+        return self.last(F.silu(self.conv(x) * (1 + scale) + shift))
+
+
+class Denoiser(nn.Module):
+    """A diffusion network: sines of the time step are added to the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(8, 12), nn.SiLU(), nn.Linear(12, 16))
+        self.norm1, self.norm2 = nn.GroupNorm(4, 16), nn.GroupNorm(4, 16)
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+        self.conv1, self.conv2 = (nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        rates = torch.exp(torch.arange(4, device=x.device, dtype=x.dtype) * -2.3)
+        angles = t[:, None].to(x.dtype) * rates[None]
+        time = self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        x = self.first(x)
+        y = self.conv1(F.silu(self.norm1(x))) + time[..., None, None]
+        return self.last(x + self.conv2(F.silu(self.norm2(y))))
+
+
+class Modalities(nn.Module):
+    """A dictionary of an image and its depth, fused late; a dictionary comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.depth, self.fuse = conv_norm(3, 8), conv_norm(1, 4), conv_norm(12, 10)
+        self.heads = nn.ModuleDict({"classes": nn.Linear(10, CLASSES), "pose": nn.Linear(10, 6)})
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        both = [self.image(batch["image"]), self.depth(batch["depth"])]
+        x = self.fuse(torch.cat(both, dim=1)).mean((2, 3))
+        return {name: head(x) for name, head in self.heads.items()}
+
+
+class Frames(nn.Module):
+    """A list of images, each through the same network, and the most of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = (
+            nn.Sequential(conv_norm(3, 8), conv_norm(8, 12)),
+            nn.Linear(12, CLASSES),
+        )
+
+    def forward(self, frames: list[Tensor]) -> Tensor:
+        features = torch.stack([self.body(frame).mean((2, 3)) for frame in frames])
+        return self.fc(features.max(dim=0).values)
+
+
+class Cell(nn.Module):
+    """A convolutional LSTM's step: a pair of states goes in and comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3 + 8, 4 * 8, 3, padding=1), conv_norm(8, 6)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Any:
+        h, c = state
+        i, f, o, g = torch.split(self.conv(torch.cat([x, h], dim=1)), 8, dim=1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return self.head(h), (h, c)
+
+
+class Captioner(nn.Module):
+    """Words that attend to an image, with a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cnn, self.words = conv_norm(3, 16, stride=2), nn.Embedding(7, 16)
+        self.cross = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.mlp, self.head = nn.Sequential(nn.Linear(16, 20), nn.ReLU()), nn.Linear(20, 7)
+
+    def forward(self, image: Tensor, words: Tensor, mask: Tensor | None = None) -> Tensor:
+        memory = self.cnn(image).flatten(2).transpose(1, 2)
+        x = self.words(words)
+        x = x + self.cross(x, memory, memory, key_padding_mask=mask)[0]
+        return self.head(self.mlp(x))
+
+
 def between(make: Callable[[], nn.Module], channels: int = 16) -> Callable[[], nn.Module]:
     return lambda: Between(make(), channels)
 
@@ -1178,7 +1273,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "distribution head": DistributionHead,
     "three scales": lambda: C2fPyramid(3, (8, 8, 12, 16, 16)),
     "early exits": EarlyExits,
-    "two inputs": Siamese,
+    "two images": Siamese,
+    "conditioned": Conditioned,
+    "denoiser": Denoiser,
+    "modalities": Modalities,
+    "frames": Frames,
+    "recurrent cell": Cell,
+    "captioner": Captioner,
     "stereo": Stereo,
     "LSTM": Recurrent,
     "spatial transformer": SpatialTransformer,
@@ -1199,4 +1300,16 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "decides by shape": ByShape,
     "decides by value": ByValue,
     "in place": between(InPlace),
+}
+
+
+IMAGES = torch.randn(2, *SHAPE)
+EXAMPLES: dict[str, Any] = {
+    "two images": (IMAGES, IMAGES.flip(0)),
+    "conditioned": (IMAGES, torch.tensor([4, 1])),
+    "denoiser": {"x": IMAGES, "t": torch.tensor([3, 500])},
+    "modalities": ({"image": IMAGES, "depth": IMAGES[:, :1]},),
+    "frames": ([IMAGES, IMAGES.flip(0), IMAGES.flip(2)],),
+    "recurrent cell": (IMAGES, (torch.randn(2, 8, 16, 16), torch.randn(2, 8, 16, 16))),
+    "captioner": (IMAGES, torch.tensor([[1, 2, 3], [4, 0, 6]])),
 }

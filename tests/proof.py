@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from chanprune.channels import (
     ChannelGraph,
+    Counts,
     UnsupportedNetwork,
     compact,
     count,
@@ -21,7 +23,7 @@ from chanprune.channels import (
 from tests.networks import random_plan, randomise
 
 TOLERANCE = 1e-9
-Shape = tuple[int, ...]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def lively(model: nn.Module, seed: int) -> nn.Module:
@@ -36,11 +38,17 @@ def lively(model: nn.Module, seed: int) -> nn.Module:
 
 
 @torch.no_grad()
-def prove(model: nn.Module, shape: Shape, seed: int) -> ChannelGraph | None:
-    """Prune a network at random and compare; return its graph, or None where it is refused."""
+def prove(model: nn.Module, example: Any, seed: int) -> ChannelGraph | None:
+    """Prune a network at random and compare; return its graph, or None where it is refused.
+
+    Args:
+        model: The network, changed in place.
+        example: What it takes, as for `trace`.
+        seed: Decides its parameters, the plans and what it is compared on.
+    """
     model = lively(model, seed).double()
     try:
-        graph = trace(model, shape)
+        graph = trace(model, example)
     except UnsupportedNetwork as refusal:
         assert "\n" not in str(refusal)
         return None
@@ -49,30 +57,51 @@ def prove(model: nn.Module, shape: Shape, seed: int) -> ChannelGraph | None:
     assert result.max_error <= TOLERANCE
     small, reference = result.model, masked(model, graph.cut(plan))
     skeleton = copy.deepcopy(model).to("meta")
-    loaded = compact(skeleton, trace(skeleton, shape), plan, check=False).model
+    loaded = compact(skeleton, trace(skeleton, example), plan, check=False).model
     loaded.load_state_dict(small.state_dict(), assign=True)
-    images = torch.randn(4, *shape, dtype=torch.float64)
+    given = arguments(example, seed)
     for training in (False, True):
         expected, got, again = (
-            values(network.train(training), images) for network in (reference, small, loaded)
+            values(network.train(training), given) for network in (reference, small, loaded)
         )
-        assert difference(got, expected) <= TOLERANCE or draws(reference, images)
+        assert difference(got, expected) <= TOLERANCE or draws(reference, given)
         assert difference(again, got) == 0
-    assert count(small, shape) == count_plan(model, graph, plan)
-    once_more = trace(small, shape)
+    assert figures(count(small, example)) == figures(count_plan(model, graph, plan))
+    once_more = trace(small, example)
     assert compact(small, once_more, random_plan(once_more, seed + 1)).max_error <= TOLERANCE
     return graph
 
 
-def values(network: nn.Module, images: Tensor) -> list[Tensor]:
+def figures(counts: Counts) -> dict[str, tuple[int, ...]]:
+    """Return the numbers of each layer; a cut container of layers may be of another kind."""
+    return {layer.name: (layer.params, layer.macs, layer.activations) for layer in counts.layers}
+
+
+def arguments(example: Any, seed: int) -> Arguments:
+    """Return random arguments, in float64, for a network that takes such an example."""
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(example, tuple) and isinstance(example[0], int):
+        return (torch.randn(4, *example, generator=generator, dtype=torch.float64),), {}
+
+    def drawn(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+
+    example = tree_map_only(
+        lambda x: isinstance(x, Tensor) and x.is_floating_point(), drawn, example
+    )
+    return ((), example) if isinstance(example, dict) else (example, {})
+
+
+def values(network: nn.Module, given: Arguments) -> list[Tensor]:
     """Return all tensors that a network puts out, with the same random numbers each time."""
     torch.manual_seed(0)
-    return list(tensors_in(network(images)))
+    return list(tensors_in(network(*given[0], **given[1])))
 
 
-def draws(network: nn.Module, images: Tensor) -> bool:
+def draws(network: nn.Module, given: Arguments) -> bool:
     """Tell whether outputs depend on random numbers, of which fewer channels draw others."""
-    return difference(values(network, images), list(tensors_in(network(images)))) > 0
+    again = list(tensors_in(network(*given[0], **given[1])))
+    return difference(values(network, given), again) > 0
 
 
 def difference(left: list[Tensor], right: list[Tensor]) -> float:

@@ -11,19 +11,25 @@ from torch import nn
 from tests.proof import lively, prove, tensors_in
 from tests.random_networks import SHAPE, Description, Network, descriptions
 
-PRUNABLE = 0.0  # of the networks, the share in which there are channels that may go
+PRUNABLE = 0.5  # of the networks, the least share in which there are channels that may go
 
 
 @torch.no_grad()
-def treats_images_alike(model: nn.Module) -> bool:
-    """Tell whether an image's output is its own; where ranks differ, sums may mix a batch."""
+def is_sensible(model: nn.Module) -> bool:
+    """Tell whether a network treats images one by one, and puts out more than rounding errors.
+
+    Where ranks differ, a sum may mix a batch; the mean of what an instance norm returns is zero.
+    """
     images = torch.randn(4, *SHAPE)
     try:
         together, alone = (tensors_in(model.eval()(batch)) for batch in (images, images[:1]))
         pairs = list(zip(together, alone, strict=True))
     except RuntimeError:
         return False
-    return all(a[:1].shape == b.shape and torch.allclose(a[:1], b, 1e-3, 1e-3) for a, b in pairs)
+    return all(
+        a[:1].shape == b.shape and torch.allclose(a[:1], b, 1e-3, 1e-3) and b.abs().max() > 1e-3
+        for a, b in pairs
+    )
 
 
 @pytest.mark.parametrize("examples", [25, pytest.param(500, marks=pytest.mark.slow)])
@@ -41,7 +47,7 @@ def test_random_networks_are_proven_or_refused(examples):
     def proven(description: Description, seed: int) -> None:
         torch.manual_seed(seed)
         model = Network(description)
-        assume(treats_images_alike(lively(model, seed)))
+        assume(is_sensible(lively(model, seed)))
         graph = prove(model, SHAPE, seed)
         prunable.append(graph is not None and bool(graph.prunable("together")))
 

@@ -103,9 +103,6 @@ KEEPS_DIMENSIONS = words(
     sort argsort cumsum cumprod softmax log_softmax softmin topk normalize
     """
 )
-# A sum over some of the channels is a sum over what is left of them only where all these go.
-STATISTICS = frozenset({"std_mean", "var_mean"})
-
 # What multiplies matrices without being a layer's.
 MULTIPLY = words(
     """

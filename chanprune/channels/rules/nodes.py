@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from chanprune.channels import operations as ops
 from chanprune.channels.operations import name_of
 
 
@@ -58,8 +57,3 @@ def compares_tensors(node: fx.Node) -> bool:
     """Tell whether max or min is that of two tensors."""
     other = argument(node, 1, "other")
     return name_of(node) in ("max", "min") and isinstance(other, fx.Node) and is_tensor(other)
-
-
-def is_statistics(node: fx.Node) -> bool:
-    """Tell whether a node takes one of the results of a mean or variance."""
-    return name_of(node.all_input_nodes[0]) in ops.STATISTICS

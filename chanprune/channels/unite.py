@@ -33,6 +33,7 @@ class Numbering:
         self._runs: list[_Facts] = []
         self._run_of = np.empty(0, dtype=np.int64)
         self._pairs: list[tuple[ChannelNumbers, ChannelNumbers]] = []
+        self._known = np.empty(0, dtype=np.int64)
         self._divisions: list[tuple[ChannelNumbers, int, str]] = []
 
     def new(
@@ -159,11 +160,12 @@ class Numbering:
     def _roots(self) -> ChannelNumbers:
         """Return the smallest channel that each one goes together with."""
         count = len(self._run_of)
-        if not self._pairs:
-            return np.arange(count)
-        left, right = (np.concatenate(side) for side in zip(*self._pairs, strict=True))
-        self._pairs = [(left, right)]
-        return _smallest_connected(count, left, right)
+        if self._pairs or len(self._known) < count:
+            pairs = [*self._pairs, (np.arange(len(self._known)), self._known)]
+            left, right = (np.concatenate(side) for side in zip(*pairs, strict=True))
+            self._known = _smallest_connected(count, left, right)
+            self._pairs = []
+        return self._known
 
 
 def _group(runs: list[_Facts], start: int, size: int) -> ChannelGroup:

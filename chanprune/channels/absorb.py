@@ -245,7 +245,7 @@ class _Constants(fx.Interpreter):
         if missing.any() and module.running_mean is not None:
             if "running_mean" in left:
                 left["running_mean"] -= missing
-            else:
+            elif "bias" in left:
                 left["bias"] += missing * _slope(module)[kept]
         result = torch.zeros_like(lacking)
         if not kept.all():

@@ -26,6 +26,7 @@ _MODULES: list[tuple[Any, Rule]] = [
     (nn.PReLU, layers.prelu),
     ((nn.LayerNorm, nn.RMSNorm), layers.layer_norm),
     (nn.ChannelShuffle, positions.shuffled),
+    (nn.PixelShuffle, positions.pixel_shuffled),
     (positions.POSITION_MODULES, positions.moved),
     (ops.GATE_MODULES, arithmetic.gate),
     (ops.ELEMENTWISE_MODULES, arithmetic.same),
@@ -42,6 +43,7 @@ _CALLS: list[tuple[frozenset[str], Rule]] = [
     (frozenset({"cat", "concat", "concatenate", "stack"}), positions.joined),
     (frozenset({"pad", "constant_pad_nd"}), positions.padded),
     (frozenset({"channel_shuffle", "native_channel_shuffle"}), positions.shuffled),
+    (frozenset({"pixel_shuffle"}), positions.pixel_shuffled),
     (frozenset({"index_select"}), positions.selected),
     (frozenset({"matmul", "bmm"}), arithmetic.product_of_matrices),
     (frozenset({"scaled_dot_product_attention"}), arithmetic.attention),
@@ -50,8 +52,9 @@ _CALLS: list[tuple[frozenset[str], Rule]] = [
     (ops.FRESH, arithmetic.fresh),
 ]
 _FUNCTIONS = {name: rule for names, rule in reversed(_CALLS) for name in names}
-_KEEP_ZERO = (arithmetic.same, arithmetic.spatial, positions.moved, layers.prelu)
-_PASS_ON = (positions.moved, positions.indexed, arithmetic.spatial, arithmetic.same)
+_MOVE = (positions.moved, positions.pixel_shuffled)
+_KEEP_ZERO = (arithmetic.same, arithmetic.spatial, *_MOVE, layers.prelu)
+_PASS_ON = (*_MOVE, positions.indexed, arithmetic.spatial, arithmetic.same)
 
 
 def follow(walk: Walk, calls: fx.Graph, training: bool = False) -> None:

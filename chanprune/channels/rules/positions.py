@@ -29,7 +29,7 @@ MOVES = words(
     """
     permute transpose swapaxes swapdims movedim moveaxis t T mT numpy_T adjoint squeeze
     unsqueeze flatten ravel flip fliplr flipud repeat tile repeat_interleave roll unbind
-    unfold pixel_shuffle pixel_unshuffle rot90
+    unfold pixel_unshuffle rot90
     squeeze_copy alias
     """
 )
@@ -41,7 +41,7 @@ SIZED = words(
     broadcast_to
     """
 )
-POSITION_MODULES = (nn.Flatten, nn.PixelShuffle, nn.PixelUnshuffle)
+POSITION_MODULES = (nn.Flatten, nn.PixelUnshuffle)
 _LIKE = frozenset({"view_as", "reshape_as", "expand_as"})
 _AS_VIEW: dict[str, Callable[..., Any]] = {
     "view": torch.reshape,
@@ -240,6 +240,16 @@ def shuffled(walk: Walk, node: fx.Node) -> None:
     numbers = walk.whole_along(numbers, 0, f"{label(node)} shuffles its groups")
     numbers = np.broadcast_to(numbers, (groups, numbers.shape[1]))
     walk.put_along(node, numbers.T.reshape(-1))
+
+
+def pixel_shuffled(walk: Walk, node: fx.Node) -> None:
+    """Follow channels that become pixels: those of one channel of the result go together."""
+    module: Any = walk.modules.get(str(node.target)) if node.op == "call_module" else None
+    factor = argument(node, 1, "upscale_factor") if module is None else module.upscale_factor
+    if walk.numbers(operand(node)) is not None and isinstance(factor, int):
+        pixels = walk.read(operand(node), -3, label(node)).reshape(-1, factor**2)
+        walk.whole_along(pixels, 1, f"{label(node)} makes pixels of it")
+    moved(walk, node)
 
 
 def joined(walk: Walk, node: fx.Node) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from onnxruntime import InferenceSession
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
@@ -121,8 +122,6 @@ def test_the_model_is_exported_for_any_number_of_images(model):
 
 
 def test_the_model_is_exported_to_onnx(model, tmp_path):
-    pytest.importorskip("onnxscript", reason="onnxscript, by which PyTorch exports, is missing")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     torch.onnx.export(
         model,
         (batch(model, 2),),
@@ -130,7 +129,7 @@ def test_the_model_is_exported_to_onnx(model, tmp_path):
         dynamic_shapes=({0: Dim.DYNAMIC},),
         verbose=False,
     )
-    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    session = InferenceSession(tmp_path / "model.onnx")
     (images,) = session.get_inputs()
     (logits,) = session.run(None, {images.name: batch(model, 5).numpy()})
     with torch.no_grad():

@@ -249,7 +249,7 @@ class _Tracer(fx.Tracer):
 class _Shapes(fx.Interpreter):
     """Run the calls without values, and note the shape of every tensor.
 
-    Plain batch norms, which take most of the time, are not run: they leave the shape as it is.
+    Plain convolutions, batch norms and activations, which take most of the time, are not run.
     """
 
     def __init__(self, model: nn.Module, calls: fx.Graph):
@@ -273,7 +273,23 @@ class _Shapes(fx.Interpreter):
         if type(module) in ops.BATCH_NORMS and args and args[0].shape[1] == module.num_features:
             module._check_input_dim(args[0])
             return args[0]
+        if type(module) in ops.ELEMENTWISE_MODULES and args:
+            return args[0]
+        if type(module) is nn.Conv2d and args and (shape := _convolved(module, args[0])):
+            return args[0].new_empty(shape)
         return super().call_module(target, args, kwargs)
+
+
+def _convolved(conv: nn.Conv2d, images: Tensor) -> tuple[int, ...] | None:
+    """Return the shape of a convolution's output; None where the convolution itself has to say."""
+    if images.dim() != 4 or images.shape[1] != conv.in_channels or isinstance(conv.padding, str):
+        return None
+    facts = zip(
+        images.shape[2:], conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
+    )
+    sizes = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in facts]
+    is_real = images.dtype == conv.weight.dtype and min(sizes) > 0
+    return (images.shape[0], conv.out_channels, *sizes) if is_real else None
 
 
 def type_name(kind: Any) -> str:

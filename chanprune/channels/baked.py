@@ -41,15 +41,8 @@ def can_be_baked(module: nn.Module, shape: Sequence[int]) -> bool:
     """
     if isinstance(module, ops.BATCH_NORMS):
         return True
-    layer: Any = copied(module)
-    if next(layer.parameters()).device.type == "meta":
-        layer = layer.to_empty(device="cpu")
-    layer = layer.cpu().double().eval()
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in (*layer.parameters(), *layer.buffers()):
-            if tensor.is_floating_point():
-                tensor.uniform_(0.5, 1.5, generator=generator)
+    layer = drawn_anew(module, generator)
     size = [min(length, 16) for length in shape[2:]] if isinstance(layer, ops.CONVOLUTIONS) else []
     channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     images = torch.randn((2, channels, *size), dtype=torch.float64, generator=generator)
@@ -58,6 +51,18 @@ def can_be_baked(module: nn.Module, shape: Sequence[int]) -> bool:
             return torch.allclose(layer(images), _plain(layer, images)(images), rtol=1e-9)
     except Exception:  # another library's layer raises what it likes
         return False
+
+
+@torch.no_grad()
+def drawn_anew(module: nn.Module, generator: torch.Generator) -> Any:
+    """Copy a layer of any device to the CPU, in float64 and eval mode, with random tensors."""
+    is_meta = any(p.device.type == "meta" for p in module.parameters())
+    layer = copied(module).to_empty(device="cpu") if is_meta else copied(module).cpu()
+    layer = layer.double().eval()
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5, generator=generator)
+    return layer
 
 
 def bake(model: nn.Module, names: Iterable[str]) -> nn.Module:

@@ -102,7 +102,7 @@ def what_remains(layers: Iterable[Layer], mask: Mask, stay: Mask) -> Mask:
     return mask
 
 
-_MOVES = words("permute transpose chunk split index_select cat concat concatenate stack")
+_MOVES = words("permute transpose chunk split index_select stack") | ops.CONCATENATIONS
 
 
 def keeps_zero(node: fx.Node) -> bool:
@@ -144,13 +144,19 @@ def remaining_calls(
     if all(
         layer.kind == "constant" or (keep[layer.inputs].any() and keep[layer.outputs].any())
         for layer in layers.values()
-    ) and not any(_is_gone(node, traced_keep) for node in calls.nodes):
+    ) and not any(_is_part(node) and _is_gone(node, traced_keep) for node in calls.nodes):
         return calls, {}
     rewriting = _Rewriting(layers, keep, calls._codegen)
     rewriting.traced_keep, rewriting.fills = traced_keep, fills
     for node in calls.nodes:
         rewriting.copied[node] = rewriting.copy(node)
     return rewriting.cleaned(), rewriting.constants
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Tell whether a tensor is a part of another one, which may lose all channels alone."""
+    taken = any(isinstance(s.meta.get("channels"), tuple) for s in node.all_input_nodes)
+    return taken or bool(node.meta.get("taken"))
 
 
 def _is_gone(node: fx.Node, traced_keep: Mask) -> bool:
@@ -207,7 +213,7 @@ class _Rewriting:
             raise ValueError("nothing would reach the output")
         if len(left) == len(sources):
             return self._copied(node)
-        if name_of(node) in ("cat", "concat", "concatenate") and not zeros and _is_by_channel(node):
+        if name_of(node) in ops.CONCATENATIONS and not zeros and _is_by_channel(node):
             return self._copy_concatenation(node)
         raise ValueError(f"{node} would lose one of its operands")
 

@@ -43,7 +43,7 @@ SPATIAL_MODULES = (
 GATE_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus)
 
 _NAMES = """
-    relu relu6 leaky_relu rrelu prelu_one elu celu selu gelu silu swish mish hardswish hardtanh
+    relu relu6 leaky_relu rrelu elu celu selu gelu silu swish mish hardswish hardtanh
     threshold tanh sigmoid hardsigmoid logsigmoid log_sigmoid softplus softsign tanhshrink
     hardshrink softshrink dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d
     feature_alpha_dropout stochastic_depth native_dropout
@@ -61,6 +61,7 @@ _NAMES = """
 ELEMENTWISE = words(_NAMES)
 # Of zeros they make something else, so that a product with them scales channels.
 GATES = frozenset({"sigmoid", "hardsigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp"})
+CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
 SUMS = frozenset({"add", "sub", "subtract", "rsub"})
 PRODUCTS = frozenset({"mul", "multiply"})
 DIVISIONS = frozenset({"div", "divide", "true_divide", "truediv"})
@@ -134,7 +135,7 @@ LINEAR_MODULES = (
 )
 LINEAR_CALLS = words(
     """
-    add sub mean getitem getattr pad index_select avg_pool2d adaptive_avg_pool2d max_pool2d
+    add sub mean getitem pad index_select avg_pool2d adaptive_avg_pool2d max_pool2d
     dropout cat concat concatenate flatten contiguous chunk split
     """
 )

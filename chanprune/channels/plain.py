@@ -10,12 +10,11 @@ import torch
 from torch import fx, nn
 
 from chanprune.channels import operations as ops
-from chanprune.channels.baked import KINDS
+from chanprune.channels.baked import KINDS, drawn_anew
 from chanprune.channels.example import Example
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.layers import ChannelGroup, Layer
-from chanprune.channels.modes import copied
 from chanprune.channels.plan import Plan
 from chanprune.channels.selfcheck import TOLERANCE, masked
 from chanprune.channels.shrunk import shrunk
@@ -46,11 +45,8 @@ def treats_channels_alone(module: nn.Module, layer: Layer, positions: Sequence[i
 
 def _is_half(module: nn.Module, cut: Cut, positions: Sequence[int]) -> bool:
     holder = nn.Module()
-    holder.layer = copied(module).to_empty(device="cpu").double().eval()
     generator = torch.Generator().manual_seed(0)
-    for tensor in (*holder.parameters(), *holder.buffers()):
-        if tensor.is_floating_point():
-            tensor.uniform_(0.5, 1.5, generator=generator)
+    holder.layer = drawn_anew(module, generator)
     own = cut.before.layers["layer"]
     inputs, outputs = (torch.from_numpy(cut.keep[n]) for n in (own.inputs, own.outputs))
     shape = (2, len(inputs), *positions)

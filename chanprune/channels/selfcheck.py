@@ -78,13 +78,6 @@ def self_check(model: nn.Module, cut: Cut) -> float:
         _check_train_mode(model, cut)
     whole = copied(model, dtype=torch.float64).eval()
     with InDouble(), torch.no_grad():
-        try:
-            whole(*images[0], **images[1])
-        except Exception as error:  # what a network raises is its own affair
-            raise CompactionError(
-                "the network cannot be run in float64, so that nothing can be proven: "
-                f"{first_line(error)}; compact(..., check=False) does without the self-check"
-            ) from error
         exact = bake(whole, cut.before.baked)
         if cut.before.is_exported:
             exact = rebuilt(exact, cut.before)
@@ -93,15 +86,16 @@ def self_check(model: nn.Module, cut: Cut) -> float:
         del whole
         cut = cut.of_plain
         first = _difference(exact, cut, images)
-        _enliven(exact, images)
-        if not _is_finite(exact, images):
-            return first
-        return max(first, _difference(exact, cut, images))
+        return max(first, _difference(exact, cut, images)) if _enliven(exact, images) else first
 
 
 @torch.no_grad()
-def _enliven(model: nn.Module, images: Inputs) -> None:
-    """Let every channel matter: draw constant parameters anew, and take the images' statistics."""
+def _enliven(model: nn.Module, images: Inputs) -> bool:
+    """Let every channel matter: draw constant parameters anew, and take the images' statistics.
+
+    Returns:
+        Whether all that the network then puts out is finite.
+    """
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         is_vector = parameter.squeeze().dim() < 2
@@ -112,13 +106,8 @@ def _enliven(model: nn.Module, images: Inputs) -> None:
         if isinstance(module, ops.BATCH_NORMS) and module.track_running_stats:
             module.train()
             module.momentum = 1.0
-    model(*images[0], **images[1])
+    outputs = [leaf for _, leaf in leaves(model(*images[0], **images[1]))]
     model.eval()
-
-
-def _is_finite(model: nn.Module, images: Inputs) -> bool:
-    with torch.inference_mode():
-        outputs = [leaf for _, leaf in leaves(model(*images[0], **images[1]))]
     return all(bool(leaf.isfinite().all()) for leaf in outputs if isinstance(leaf, Tensor))
 
 
@@ -177,14 +166,29 @@ def _difference(model: nn.Module, cut: Cut, images: Inputs) -> float:
 
 def _compared(reference: nn.Module, other: nn.Module, images: Inputs) -> tuple[str, float]:
     """Return the output that differs most, and its difference."""
-    args, kwargs = images
-    with torch.inference_mode():
-        expected = dict(leaves(reference(*args, **kwargs)))
-        got = dict(leaves(other(*args, **kwargs)))
+    expected = _outputs_of(
+        *(reference, images),
+        "the network cannot be run in float64, so that nothing can be proven; "
+        "compact(..., check=False) does without the self-check",
+    )
+    got = _outputs_of(other, images, "the compact network fails")
     if expected.keys() != got.keys():
         raise CompactionError("the compact network's output has another structure")
     errors = {place: _error(got[place], leaf) for place, leaf in expected.items()}
     return max(errors.items(), key=lambda item: item[1])
+
+
+def _outputs_of(model: nn.Module, images: Inputs, failure: str) -> dict[str, Any]:
+    """Return what a network puts out, by place.
+
+    Raises:
+        CompactionError: It raises something; what a network raises is its own affair.
+    """
+    try:
+        with torch.inference_mode():
+            return dict(leaves(model(*images[0], **images[1])))
+    except Exception as error:
+        raise CompactionError(f"{failure}: {first_line(error)}") from error
 
 
 def _error(got: Any, expected: Any) -> float:

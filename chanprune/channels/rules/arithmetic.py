@@ -42,16 +42,12 @@ def same(walk: Walk, node: fx.Node) -> None:
 
 def fresh(walk: Walk, node: fx.Node) -> None:
     """Follow nothing: the operand's values are not looked at."""
-    for source in node.all_input_nodes:
-        for numbers in walk.sizes.get(source, ()):
-            walk.freeze(numbers, f"{label(node)} makes a tensor with its number of channels")
+    walk.freeze_sizes(node, f"{label(node)} makes a tensor with its number of channels")
 
 
 def elementwise(walk: Walk, node: fx.Node) -> None:
     """Unite the channels of all operands, element by element."""
-    for source in node.all_input_nodes:
-        for numbers in walk.sizes.get(source, ()):
-            walk.freeze(numbers, f"{label(node)} computes with its number of channels")
+    walk.freeze_sizes(node, f"{label(node)} computes with its number of channels")
     sides = [source for source in node.all_input_nodes if is_tensor(source)]
     numbered = [side for side in sides if walk.numbers(side) is not None]
     if not numbered:
@@ -104,8 +100,7 @@ def _beside(walk: Walk, node: fx.Node, side: fx.Node, numbers: ChannelNumbers) -
     if side in walk.bare and axes and wide == axes:
         walk.meet(walk.bare[side], numbers, numbers.ndim)
         return numbers
-    if side in walk.bare:
-        walk.whole.add(walk.bare[side].name)
+    walk.keep_bare_whole(side)
     for axis in wide:
         reason = f"{label(node)} combines it with {side.name}, whose channels all stay"
         numbers = walk.whole_along(numbers, axis, reason)
@@ -155,7 +150,7 @@ def spatial(walk: Walk, node: fx.Node) -> None:
 def along(walk: Walk, node: fx.Node) -> None:
     """Follow a sum, a maximum, a softmax along dimensions: channels along these stay."""
     name = name_of(node)
-    module: Any = walk.modules.get(str(node.target)) if node.op == "call_module" else None
+    module = walk.module(node)
     numbers = walk.numbers(operand(node))
     place = ops.ALONG.get(name, 1)
     dims = dims_along(node, place) if module is None else _dim_of(module, numbers)
@@ -193,8 +188,7 @@ def product_of_matrices(walk: Walk, node: fx.Node) -> None:
     numbers = walk.channels[side]
     assert not isinstance(numbers, tuple)
     other = next(s for s in sides if s is not side)
-    if other in walk.bare:
-        walk.whole.add(walk.bare[other].name)
+    walk.keep_bare_whole(other)
     summed = rank - 1 if side is sides[0] else rank - 2
     beside = [axis for axis in range(rank - 2) if shape_of(other)[axis] > 1]
     for axis in axes_of(numbers):
@@ -225,7 +219,7 @@ def attention(walk: Walk, node: fx.Node) -> None:
 
 def gated(walk: Walk, node: fx.Node) -> None:
     """Follow a gated linear unit: the halves go together."""
-    module: Any = walk.modules.get(str(node.target)) if node.op == "call_module" else None
+    module = walk.module(node)
     numbers = walk.numbers(operand(node))
     if numbers is None:
         whole(walk, node)

@@ -40,7 +40,7 @@ _CALLS: list[tuple[frozenset[str], Rule]] = [
     (frozenset(ops.ALONG), arithmetic.along),
     (frozenset({"getitem"}), positions.indexed),
     (positions.MOVES | positions.SIZED, positions.moved),
-    (frozenset({"cat", "concat", "concatenate", "stack"}), positions.joined),
+    (ops.CONCATENATIONS | {"stack"}, positions.joined),
     (frozenset({"pad", "constant_pad_nd"}), positions.padded),
     (frozenset({"channel_shuffle", "native_channel_shuffle"}), positions.shuffled),
     (frozenset({"pixel_shuffle"}), positions.pixel_shuffled),

@@ -163,8 +163,7 @@ def normalised(walk: Walk, node: fx.Node, over: Any) -> None:
             reason = f"{node.target if node.op == 'call_module' else node.name} normalises over it"
             numbers = walk.whole_along(numbers, axis, reason)
     for source in node.all_input_nodes:
-        if source in walk.bare:
-            walk.whole.add(walk.bare[source].name)
+        walk.keep_bare_whole(source)
     walk.put(node, numbers)
 
 

@@ -37,7 +37,7 @@ MOVES = words(
 SIZED = words(
     """
     view reshape unsafe_view unflatten expand view_as reshape_as expand_as chunk split
-    split_with_sizes unsafe_split unsafe_chunk tensor_split narrow slice select getitem
+    split_with_sizes unsafe_split unsafe_chunk tensor_split narrow slice select
     broadcast_to
     """
 )
@@ -234,7 +234,7 @@ def selected(walk: Walk, node: fx.Node) -> None:
 
 def shuffled(walk: Walk, node: fx.Node) -> None:
     """Follow channels that change places in a fixed order."""
-    module: Any = walk.modules.get(str(node.target)) if node.op == "call_module" else None
+    module = walk.module(node)
     groups = argument(node, 1, "groups") if module is None else module.groups
     numbers = walk.read(operand(node), 1, label(node)).reshape(groups, -1)
     numbers = walk.whole_along(numbers, 0, f"{label(node)} shuffles its groups")
@@ -244,7 +244,7 @@ def shuffled(walk: Walk, node: fx.Node) -> None:
 
 def pixel_shuffled(walk: Walk, node: fx.Node) -> None:
     """Follow channels that become pixels: those of one channel of the result go together."""
-    module: Any = walk.modules.get(str(node.target)) if node.op == "call_module" else None
+    module = walk.module(node)
     factor = argument(node, 1, "upscale_factor") if module is None else module.upscale_factor
     if walk.numbers(operand(node)) is not None and isinstance(factor, int):
         pixels = walk.read(operand(node), -3, label(node)).reshape(-1, factor**2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import fx, nn
@@ -79,6 +80,10 @@ class Walk:
         numbers = self.channels.get(node)
         return None if isinstance(numbers, tuple) else numbers
 
+    def module(self, node: fx.Node) -> Any:
+        """Return the layer that a node calls, if it calls one."""
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
     def read(self, node: fx.Node, axis: int, reader: str) -> ChannelNumbers:
         """Return (C,) the channels along one axis of a tensor, all of which stay along others."""
         shape = shape_of(node)
@@ -114,10 +119,19 @@ class Walk:
             for each in numbers if isinstance(numbers, tuple) else (numbers,):
                 if each is not None:
                     self.freeze(each, reason)
-            for each in self.sizes.get(source, ()):
-                self.freeze(each, reason)
-            if source in self.bare:
-                self.whole.add(self.bare[source].name)
+            self.keep_bare_whole(source)
+        self.freeze_sizes(node, reason)
+
+    def keep_bare_whole(self, source: fx.Node) -> None:
+        """Keep the parameter or buffer whole that a node returns, if it returns one."""
+        if source in self.bare:
+            self.whole.add(self.bare[source].name)
+
+    def freeze_sizes(self, node: fx.Node, reason: str) -> None:
+        """Keep the channels whole of whose number a node is given something."""
+        for source in node.all_input_nodes:
+            for numbers in self.sizes.get(source, ()):
+                self.freeze(numbers, reason)
 
     def freeze(self, numbers: ChannelNumbers, reason: str) -> None:
         """Keep these channels whole."""

@@ -155,8 +155,7 @@ def remaining_calls(
 
 def _is_part(node: fx.Node) -> bool:
     """Tell whether a tensor is a part of another one, which may lose all channels alone."""
-    taken = any(isinstance(s.meta.get("channels"), tuple) for s in node.all_input_nodes)
-    return taken or bool(node.meta.get("taken"))
+    return node.target is operator.getitem or bool(node.meta.get("taken"))
 
 
 def _is_gone(node: fx.Node, traced_keep: Mask) -> bool:

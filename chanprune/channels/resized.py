@@ -37,6 +37,8 @@ def resized(calls: fx.Graph, keep: Mask) -> fx.Graph:
     Returns:
         The same graph if nothing has to be changed.
     """
+    if not any(name_of(node) in _RULES for node in calls.nodes):
+        return calls
     sizes = _Sizes(keep)
     changed: dict[fx.Node, tuple[Any, ...]] = {}
     for node in calls.nodes:

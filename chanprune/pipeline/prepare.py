@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from chanprune import data
 from chanprune.channels import (
     ChannelGraph,
-    CompactionError,
     Plan,
     UnsupportedNetwork,
     compact,
@@ -125,7 +124,7 @@ def _rehearse(config: Mapping[str, Any], prepared: Prepared) -> None:
         method.finetune_hooks(graph)
         if method.prunes and not method.converts:
             compact(prepared.network.model, graph, _halves(graph, prune))
-    except (ValueError, CompactionError) as error:
+    except ValueError as error:
         raise UserError(f"{config['model']['name']}: {error}") from error
 
 

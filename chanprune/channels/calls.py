@@ -8,7 +8,6 @@ import traceback
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     before = []
     for module in model.modules():
         own = vars(module)
-        contents = {key: copy(value) for key, value in own.items() if type(value) in CONTAINERS}
+        contents = {k: _contents(v) for k, v in own.items() if type(v) in CONTAINERS}
         before.append((own, dict(own), contents))
         own.update({key: OrderedDict() for key in HOOKS}, _compiled_call_impl=None)
     try:
@@ -110,7 +109,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 _refill(own[key], content)
 
 
-def _refill(container: Any, content: Any) -> None:
+def _contents(container: Any) -> tuple[Any, ...]:
+    return tuple(container.items() if isinstance(container, dict) else container)
+
+
+def _refill(container: Any, content: tuple[Any, ...]) -> None:
     container.clear()
     if isinstance(container, (list, deque)):
         container.extend(content)

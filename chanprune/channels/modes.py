@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+EMPTY = (OrderedDict, dict, set)
 
 
 @contextmanager
@@ -56,6 +59,8 @@ def copied(
     known = {id(tensor) for tensor in registered}
     for module in model.modules():
         for value in vars(module).values():
+            if type(value) in EMPTY and not value:  # deepcopy takes long over the hooks
+                held[id(value)] = type(value)()
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(tensor, Tensor) and id(tensor) not in known:
                     held[id(tensor)] = copy_of(tensor)

@@ -20,6 +20,7 @@ from chanprune.channels import (
     masked,
     trace,
 )
+from chanprune.channels.calls import Unforeseen
 from tests.networks import random_plan, randomise
 
 TOLERANCE = 1e-9
@@ -51,6 +52,7 @@ def prove(model: nn.Module, example: Any, seed: int) -> ChannelGraph | None:
         graph = trace(model, example)
     except UnsupportedNetwork as refusal:
         assert "\n" not in str(refusal)
+        assert not isinstance(refusal, Unforeseen), refusal
         return None
     plan = random_plan(graph, seed)
     result = compact(model, graph, plan)

@@ -273,6 +273,37 @@ def test_channels_that_still_vary_are_not_called_exact():
     assert absorbed["0.0"].spread > 0.1
 
 
+class Shared(nn.Module):
+    """One layer, behind which a batch norm stands or does not, reads two others."""
+
+    def __init__(self, has_norm: bool):
+        super().__init__()
+        self.first, self.second = conv_norm(3, 8), conv_norm(3, 8)
+        reader = nn.Conv2d(8, 6, 1, bias=not has_norm)
+        self.reader = nn.Sequential(reader, nn.BatchNorm2d(6) if has_norm else nn.Identity())
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, images):
+        first, second = self.reader(self.first(images)), self.reader(self.second(images))
+        return self.out((2 * first + second).mean((2, 3)))
+
+
+@pytest.mark.parametrize("has_norm", [False, True])
+@pytest.mark.parametrize("constants", [(2.0, 2.0), (1.0, 3.0), (0.0, 2.0)])
+def test_a_layer_that_is_called_twice_takes_the_mean_of_its_constants(has_norm, constants):
+    model = randomise(Shared(has_norm), 0).double()
+    with torch.no_grad():
+        for branch, constant in zip((model.first, model.second), constants, strict=True):
+            branch[1].weight[:4], branch[1].bias[:4] = 0, constant
+    graph = trace(model, SMALL_SHAPE)
+    error, absorbed = error_of(model, graph, Plan({"first.0": range(4, 8)}), "bias")
+    is_alike = constants[0] == constants[1]
+    assert absorbed["first.0"].exact == is_alike
+    assert (error < 1e-12) == is_alike
+    plain = error_of(model, graph, Plan({"first.0": range(4, 8)}), "none")[0]
+    assert error < plain
+
+
 def test_rectified_normal_agrees_with_sampling_and_is_exact_at_zero():
     shift = torch.tensor([-1.0, 0.0, 0.3, 2.0, -0.5, 0.7], dtype=torch.float64)
     scale = torch.tensor([0.5, 1.0, -0.8, 0.3, 0.0, 0.0], dtype=torch.float64)

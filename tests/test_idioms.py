@@ -23,6 +23,7 @@ from chanprune.channels import (
 )
 from tests.idioms import FOLLOWED, NONZERO, REFUSED, SHAPE, Idiom, between
 from tests.networks import SMALL_SHAPE, Chain, Residual, conv_norm, randomise
+from tests.proof import prove
 
 
 def network(forward) -> nn.Module:
@@ -444,3 +445,50 @@ def test_zeros_on_both_sides_of_the_channels_are_groups_of_their_own():
     graph = trace(net, SHAPE)
     assert sum(group.size for group in graph.groups.values()) == graph.num_channels
     assert compact(net, graph, Plan({"a.0": range(8)})).max_error < 1e-9
+
+
+class Siamese(nn.Module):
+    """Two images through the same layers, batch norms too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(8, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, left, right):
+        left, right = (self.head(self.second(self.first(x)).mean((2, 3))) for x in (left, right))
+        return left - 2 * right
+
+
+class SharedHead(nn.Module):
+    """A convolution for three scales, each with a batch norm of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.out = nn.Conv2d(8, 4, 1)
+
+    def forward(self, images):
+        scales = [torch.nn.functional.max_pool2d(images, size) for size in (1, 2, 4)]
+        pairs = zip(self.norms, scales, strict=True)
+        return [self.out(torch.relu(norm(self.shared(scale)))) for norm, scale in pairs]
+
+
+@pytest.mark.parametrize(
+    ("network", "example", "prunable"),
+    [
+        (
+            Siamese,
+            (torch.rand(2, *SMALL_SHAPE), torch.rand(2, *SMALL_SHAPE)),
+            {"first.0", "second.0"},
+        ),
+        (SharedHead, SMALL_SHAPE, {"shared"}),
+    ],
+)
+def test_layers_that_are_called_several_times_lose_channels_in_all_calls(
+    network, example, prunable
+):
+    graph = prove(network(), example, 0)
+    assert {group.name for group in graph.prunable()} == prunable

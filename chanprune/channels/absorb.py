@@ -69,7 +69,7 @@ def absorb_constants(model: nn.Module, small: nn.Module, cut: Cut) -> dict[str, 
         lost = numbers[~keep[numbers]]
         if len(lost):
             border = max(
-                (e for name, e in constants.errors.items() if _reads(graph.layers[name], lost)),
+                (e for name, e in constants.errors.items() if _meets(graph.layers[name], lost)),
                 default=0.0,
             )
             spread = max((constants.spread.get(n, 0.0) for n in lost.tolist()), default=0.0)
@@ -79,8 +79,9 @@ def absorb_constants(model: nn.Module, small: nn.Module, cut: Cut) -> dict[str, 
     return absorbed
 
 
-def _reads(layer: Layer, numbers: Tensor) -> bool:
-    return bool(torch.isin(torch.from_numpy(layer.inputs), numbers).any())
+def _meets(layer: Layer, numbers: Tensor) -> bool:
+    """Tell whether a layer reads some channels; a norm may stand behind whatever reads them."""
+    return layer.kind == "norm" or bool(torch.isin(torch.from_numpy(layer.inputs), numbers).any())
 
 
 def rectified_normal(shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,6 +105,7 @@ class _Constants(fx.Interpreter):
     a kept one what its value in the compact network falls short of.
 
     Attributes:
+        lost: Layer -> what its kept channels lack (C, positions), in each of its calls.
         errors: Consumer -> largest difference to the contribution of the constants that it reads.
         spread: Channel number -> standard deviation of its activation; the largest where several
             layers emit the channel.
@@ -120,6 +122,7 @@ class _Constants(fx.Interpreter):
         self.example = cut.before.example
         self.traced_keep = cut.traced_keep
         self.keep = torch.from_numpy(cut.keep)
+        self.lost: dict[str, list[Tensor]] = {}
         self.errors: dict[str, float] = {}
         self.spread: dict[int, float] = {}
         self.unknown: set[int] = set()
@@ -218,18 +221,17 @@ class _Constants(fx.Interpreter):
             result[:, ~kept] = whole[:, ~kept]
         elif not self._reaches_norms_alone():
             self.unknown.update(layer.outputs[~self._kept(layer.outputs).numpy()].tolist())
-        if not seen.any() or not kept.any():
+        if not kept.any():
             return result.movedim(1, layer.axis)
-        constant = _positions(seen[0, kept]).mean(1, keepdim=True)
+        lost = _positions(seen[0, kept])
         own = self._parameters_left(layer.name).get("bias")
         if own is not None:
-            own += constant[:, 0]
+            self._add_mean(layer.name, own, lost)
         elif self._reaches_layers_linearly():
             result[:, kept] = seen[:, kept]
+            self._note_error(layer.name, lost - lost.mean(1, keepdim=True))
         else:
-            constant = torch.zeros_like(constant)
-        error = (_positions(seen[0, kept]) - constant).abs().max().item()
-        self.errors[layer.name] = max(error, self.errors.get(layer.name, 0.0))
+            self._note_error(layer.name, lost)
         return result.movedim(1, layer.axis)
 
     def _behind_norm(self, module: nn.Module, layer: Layer, lacking: Tensor) -> Tensor:
@@ -240,17 +242,31 @@ class _Constants(fx.Interpreter):
         kept = self._kept(layer.outputs).to(lacking.device)
         if layer.index is not None:
             lacking = lacking[:, torch.from_numpy(layer.index).to(lacking.device)]
-        missing = _positions(lacking[0, kept]).mean(1)
+        missing = _positions(lacking[0, kept]).mean(1, keepdim=True)
         left = self._parameters_left(layer.name)
-        if missing.any() and module.running_mean is not None:
+        if module.running_mean is not None:
             if "running_mean" in left:
-                left["running_mean"] -= missing
+                self._add_mean(layer.name, left["running_mean"], -missing)
             elif "bias" in left:
-                left["bias"] += missing * _slope(module)[kept]
+                self._add_mean(layer.name, left["bias"], missing * _slope(module)[kept, None])
         result = torch.zeros_like(lacking)
         if not kept.all():
             result[:, ~kept] = self._emitted(module, layer, lacking)[:, ~kept]
         return result
+
+    def _add_mean(self, name: str, own: Tensor, lost: Tensor) -> None:
+        """Add the mean of what a layer lacks, over positions and over the calls so far."""
+        calls = self.lost.setdefault(name, [])
+        means = [each.mean(1) for each in (*calls, lost)]
+        mean = torch.stack(means).mean(0)
+        own += mean - torch.stack(means[:-1]).mean(0) if calls else mean
+        calls.append(lost)
+        for each in calls:
+            self._note_error(name, each - mean[:, None])
+
+    def _note_error(self, name: str, off: Tensor) -> None:
+        error = off.abs().max().item() if off.numel() else 0.0
+        self.errors[name] = max(error, self.errors.get(name, 0.0))
 
     def _emitted(self, module: nn.Module, layer: Layer, lacking: Tensor) -> Tensor:
         """Return what the batch norm's dropped channels emit; the others hold nothing of use."""

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 
 from chanprune.channels.absorb import Absorption, absorb_constants
+from chanprune.channels.calls import refusing
 from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.plan import Plan
 from chanprune.channels.selfcheck import self_check
@@ -53,10 +54,13 @@ def compact(
 
     Raises:
         ValueError: The plan does not fit the graph.
+        UnsupportedNetwork: The network that is left cannot be built.
         CompactionError: An output differs by more than 1e-9, or is another kind of thing.
     """
     cut = graph.cut(plan)
-    small = shrunk(model, cut)
+    after = cut.after
+    with refusing("the network that this plan leaves cannot be built"):
+        small = shrunk(model, cut)
     max_error = self_check(model, cut) if check else float("nan")
     absorbed = absorb_constants(model, small, cut) if absorb == "bias" else {}
-    return Compaction(small, cut.after, max_error, absorbed)
+    return Compaction(small, after, max_error, absorbed)

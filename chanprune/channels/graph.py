@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, fx, nn
 
-from chanprune.channels.calls import UnsupportedNetwork
+from chanprune.channels.calls import UnsupportedNetwork, refusing
 from chanprune.channels.emptied import remaining_calls
 from chanprune.channels.example import Example
 from chanprune.channels.kept import emptied, evenly, kept_mask, read_mask
@@ -195,7 +195,8 @@ class Cut:
         """
         before, keep = self.before, self.keep
         try:
-            calls, in_training, constants = self._remaining_calls()
+            with refusing("this plan cannot be carried out", ValueError):
+                calls, in_training, constants = self._remaining_calls()
         except ValueError as error:
             names = ", ".join(emptied(before.groups, self.plan))
             if not names:

@@ -98,7 +98,8 @@ class Layer:
         output_positions: Positions of its output, likewise.
         parameters: Names of its tensors that run over channels, without the layer's own name.
         rank: Number of dimensions of the output.
-        normalised_by: Batch norm that alone reads the output, where there is one.
+        normalised_by: The batch norms that alone read the output of its calls; none where anything
+            else reads one.
         made_of: Of a constant: the layers whose output for no input it is.
     """
 
@@ -115,7 +116,7 @@ class Layer:
     output_positions: int = 0
     parameters: tuple[str, ...] = ()
     rank: int = 4
-    normalised_by: str | None = None
+    normalised_by: frozenset[str] = frozenset()
     made_of: tuple[str, ...] = ()
 
     @property

@@ -17,7 +17,7 @@ from torch import fx
 
 from chanprune.channels.layers import ChannelNumbers, Mask
 from chanprune.channels.operations import SIZES, name_of, words
-from chanprune.channels.spread import axes_of
+from chanprune.channels.spread import axes_of, index_parts
 
 _SHAPES = frozenset({"view", "reshape", "unsafe_view", "expand", "broadcast_to"})
 _SPLITS = words(
@@ -191,16 +191,17 @@ def _pieces(name: str, size: int, given: Any) -> list[int]:
 
 def _for_index(node: fx.Node, sizes: _Sizes) -> tuple[Any, ...] | None:
     """Return x[:, a:b] with other ends, where it needs them."""
-    index: Any = node.args[1]
+    source, index = node.all_input_nodes[0], node.args[1]
+    ends = _ends(node, sizes)
+    if not ends:
+        return None
     parts = list(index) if isinstance(index, tuple) else [index]
     is_other = False
-    for axis, (start, stop) in _ends(node, sizes).items():
-        place = _place_in_index(parts, axis, len(node.all_input_nodes[0].meta["shape"]))
-        part = parts[place]
-        size = sizes.shape(node.all_input_nodes[0])[axis]
-        given = slice(sizes.known(part.start), sizes.known(part.stop))
-        if given.indices(size)[:2] != (start, stop):
-            parts[place], is_other = slice(start, stop), True
+    for axis, place, part in index_parts(index, len(source.meta["shape"])):
+        if axis in ends:
+            given = slice(sizes.known(part.start), sizes.known(part.stop))
+            if given.indices(sizes.shape(source)[axis])[:2] != ends[axis]:
+                parts[place], is_other = slice(*ends[axis]), True
     return (node.target, node.args[0], tuple(parts)) if is_other else None
 
 
@@ -214,20 +215,6 @@ def _ends(node: fx.Node, sizes: _Sizes) -> dict[int, tuple[int, int]]:
             places = sizes.places(channels, axis)
             ends[axis] = (int((places < taken[0]).sum()), int((places < taken[1]).sum()))
     return ends
-
-
-def _place_in_index(parts: list[Any], axis: int, rank: int) -> int:
-    """Return which part of an index takes something of a dimension."""
-    taken = sum(part is not None and part is not Ellipsis for part in parts)
-    dim = 0
-    for place, part in enumerate(parts):
-        if part is Ellipsis:
-            dim += rank - taken
-        elif part is not None:
-            if dim == axis:
-                return place
-            dim += 1
-    raise AssertionError("the index takes nothing of it")
 
 
 def _for_slice(node: fx.Node, sizes: _Sizes) -> tuple[Any, ...] | None:

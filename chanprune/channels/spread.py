@@ -8,6 +8,7 @@ in the middle of a channel shuffle. Whatever moves elements can be run on it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,3 +47,28 @@ def compressed(elements: Tensor) -> ChannelNumbers:
 def aligned(numbers: ChannelNumbers, rank: int) -> ChannelNumbers:
     """Put dimensions in front, as broadcasting does."""
     return numbers.reshape((1,) * (rank - numbers.ndim) + numbers.shape)
+
+
+def index_parts(index: Any, rank: int) -> list[tuple[int, int, Any]]:
+    """Return each part of an index that takes something of a dimension.
+
+    Args:
+        index: What stands in the brackets of x[...].
+        rank: Number of dimensions of x.
+
+    Returns:
+        The dimension, the place in the index, and the part.
+    """
+    parts = [
+        (place, part)
+        for place, part in enumerate(index if isinstance(index, tuple) else (index,))
+        if part is not None
+    ]
+    axis, found = 0, []
+    for place, part in parts:
+        if part is Ellipsis:
+            axis += rank - len(parts) + 1
+        else:
+            found.append((axis, place, part))
+            axis += 1
+    return found

@@ -79,15 +79,15 @@ def trace(model: nn.Module, example: Any) -> ChannelGraph:
         recorded.calls,
         recorded.in_training,
         example,
-        {
+        tensors={
             name: Axis(dim, renumbered[numbers])
             for name, (dim, numbers) in walk.tensors.items()
             if name not in walk.whole
         },
-        frozenset(walk.baked),
-        recorded.constants,
-        np.arange(sum(group.size for group in groups.values())),
-        recorded.is_exported,
+        baked=frozenset(walk.baked),
+        constants=recorded.constants,
+        numbered=np.arange(sum(group.size for group in groups.values())),
+        is_exported=recorded.is_exported,
     )
 
 

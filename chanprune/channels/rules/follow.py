@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from chanprune.channels import operations as ops
+from chanprune.channels.calls import refusing
 from chanprune.channels.emptied import Constant
 from chanprune.channels.operations import name_of
 from chanprune.channels.rules import arithmetic, layers, positions
@@ -62,7 +63,8 @@ def follow(walk: Walk, calls: fx.Graph, training: bool = False) -> None:
     walk.training = training
     walk.called = set()
     for node in calls.nodes:
-        _visit(walk, node)
+        with refusing(f"the channels of {arithmetic.label(node)} cannot be followed"):
+            _visit(walk, node)
 
 
 def _visit(walk: Walk, node: fx.Node) -> None:

@@ -84,13 +84,15 @@ def batch_norm(walk: Walk, node: fx.Node) -> None:
     source = operand(node)
     inputs, index = walk.read(source, 1, name), None
     producer = walk.layers.get(str(source.target))
-    is_behind = producer is not None and producer.normalised_by == name
+    is_behind = producer is not None and name in producer.normalised_by
     gathers = isinstance(module, Gathered)
-    if not gathers and (is_behind or walk.numbering.is_input(inputs)):
+    known = walk.layers.get(name)
+    in_place = not gathers and (is_behind or walk.numbering.is_input(inputs))
+    if in_place:
         outputs = inputs
         walk.numbering.normed_by(outputs, name)
-    elif name in walk.layers:
-        outputs, index = walk.layers[name].outputs, walk.layers[name].index
+    elif known is not None:
+        outputs, index = known.outputs, known.index
     else:
         walk.numbering.gathered_from(inputs, name)
         index = _gathered_index(module, len(inputs))
@@ -107,7 +109,8 @@ def batch_norm(walk: Walk, node: fx.Node) -> None:
     )
     if not getattr(module, "affine", False):
         walk.freeze(outputs, f"{name} has no scale")
-    if name in walk.called:
+    is_alike = in_place and (known is None or known.passes_on)
+    if name in walk.called and not is_alike:
         walk.freeze(outputs, f"{name} is called several times")
     _keep_whole_if_asked(walk, name, outputs)
     _record(walk, node, layer)
@@ -217,13 +220,14 @@ def _keep_whole_if_asked(walk: Walk, name: str, numbers: ChannelNumbers) -> None
         walk.freeze(numbers, f"{name} {module.stays_whole}")
 
 
-def _following_norm(walk: Walk, node: fx.Node) -> str | None:
-    """Name the batch norm that alone reads the node."""
+def _following_norm(walk: Walk, node: fx.Node) -> frozenset[str]:
+    """Name the batch norm that alone reads the node, if one does."""
     users = list(node.users)
     if len(users) != 1 or users[0].op != "call_module":
-        return None
+        return frozenset()
     target = str(users[0].target)
-    return target if isinstance(walk.modules[target], ops.BATCH_NORMS) else None
+    is_norm = isinstance(walk.modules[target], ops.BATCH_NORMS)
+    return frozenset({target}) if is_norm else frozenset()
 
 
 def _gathered_index(module: nn.Module, width: int) -> ChannelNumbers:

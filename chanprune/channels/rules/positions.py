@@ -22,7 +22,7 @@ from chanprune.channels.rules.nodes import (
     values,
 )
 from chanprune.channels.rules.walk import Bare, Walk
-from chanprune.channels.spread import axes_of, compressed, expanded, on_axis
+from chanprune.channels.spread import axes_of, compressed, expanded, index_parts, on_axis
 
 # Those whose arguments name no size of a tensor.
 MOVES = words(
@@ -172,12 +172,7 @@ def _is_run(part: Any) -> bool:
 
 def _parts(node: fx.Node, rank: int) -> list[tuple[int, Any]]:
     """Return the dimensions that an index takes something of, each with what it takes."""
-    index = values(node.args[1])
-    parts = [part for part in (index if isinstance(index, tuple) else (index,)) if part is not None]
-    if Ellipsis in [part for part in parts if not isinstance(part, (Tensor, list))]:
-        place = next(i for i, part in enumerate(parts) if part is Ellipsis)
-        parts[place : place + 1] = [slice(None)] * (rank - len(parts) + 1)
-    return list(enumerate(parts))
+    return [(axis, part) for axis, _, part in index_parts(values(node.args[1]), rank)]
 
 
 def _move_bare(walk: Walk, node: fx.Node) -> None:

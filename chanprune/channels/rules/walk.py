@@ -187,12 +187,14 @@ class Walk:
             return layer.outputs
         self.numbering.unite(earlier.inputs, layer.inputs)
         self.numbering.unite(earlier.outputs, layer.outputs)
-        follower = None if is_again else earlier.normalised_by
+        norms = earlier.normalised_by
+        if is_again:
+            norms = norms | layer.normalised_by if norms and layer.normalised_by else frozenset()
         self.layers[layer.name] = replace(
             earlier,
             positions=earlier.positions + layer.positions,
             output_positions=earlier.output_positions + layer.output_positions,
-            normalised_by=follower,
+            normalised_by=norms,
         )
         return earlier.outputs
 

@@ -10,11 +10,12 @@ from chanprune.components import KINDS, find, known
 from chanprune.config import cli
 from chanprune.config.cli import config_dir
 from chanprune.config.schema import SECTIONS, validate
+from chanprune.criteria import CRITERIA
 from chanprune.data import DATASETS
 from chanprune.methods import METHODS
 from chanprune.models import MODELS
 
-GROUPS = ("model", "method", "dataset", "experiment")
+GROUPS = ("model", "method", "criterion", "dataset", "experiment")
 FILES = sorted(
     path.relative_to(config_dir()) for group in GROUPS for path in (config_dir() / group).rglob("*")
 )
@@ -27,6 +28,7 @@ def composed(*overrides: str):
 
 def test_there_are_as_many_choices_as_names():
     stems = {g: {path.stem for path in CHOICES if path.parts[0] == g} for g in GROUPS}
+    assert stems["criterion"] == set(CRITERIA)
     assert stems["method"] == set(METHODS) and stems["dataset"] == set(DATASETS)
     forms = {"densenet40_bottleneck", "densenet100_bottleneck", "densenet100_bc"}
     assert stems["model"] == {*MODELS, *forms, "compact"} - {"densenet100"}

@@ -20,10 +20,11 @@ ALLOWED = {
     "models": {"processes", "channels", "components"},
     "survey": {"processes", "files", "channels", "models"},
     "data": {"processes", "files", "channels", "components"},
+    "criteria": {"channels", "components"},
     "methods": {"processes", "channels", "components", "rewiring", "show"},
     "pipeline": {
         *("processes", "files", "channels", "components", "rewiring", "models", "data"),
-        *("methods", "records", "show"),
+        *("methods", "criteria", "records", "show"),
     },
     "config": {"processes", "files", "channels", "components", "models", "methods", "records"},
     "papers": {

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from chanprune.files.writing import write_json, write_text
 from chanprune.pipeline.prepare import prepare
 from chanprune.pipeline.run import run
 from chanprune.processes.errors import RunError, UserError
+from chanprune.records.retired import without_retired
 
 STAGE = {
     "epochs": 2,
@@ -53,7 +55,7 @@ PRUNE = {
     "widths": None,
     "recalibrate": 0,
 }
-TINY = {
+TINY: dict[str, Any] = {
     "seed": 0,
     "device": "cpu",
     "model": {"name": "vgg11", "width": 0.0625},
@@ -63,6 +65,7 @@ TINY = {
     "train": STAGE,
     "finetune": {**STAGE, "epochs": 1},
 }
+TINY = without_retired(TINY)
 
 
 def changed(**sections):

@@ -8,6 +8,7 @@ that slices tensors.
 from chanprune.channels.absorb import Absorption
 from chanprune.channels.bank import Bank, Change
 from chanprune.channels.batchnorm import recalibrate, rowwise_batch_norms
+from chanprune.channels.budget import Budget
 from chanprune.channels.calls import UnsupportedNetwork
 from chanprune.channels.cliff import find_cliff
 from chanprune.channels.compact import Compaction, compact
@@ -27,10 +28,18 @@ from chanprune.channels.layers import ChannelGroup
 from chanprune.channels.modes import evaluating, keeping_random_numbers
 from chanprune.channels.order import order_by
 from chanprune.channels.plan import Plan
-from chanprune.channels.scores import filter_scores, scale_scores, taylor_scores
+from chanprune.channels.scores import (
+    few_at_once,
+    filter_scores,
+    filters,
+    scale_scores,
+    taylor_scores,
+)
 from chanprune.channels.selection import (
+    NearestError,
     Scores,
     Selection,
+    by_rank,
     select_above,
     select_global,
     select_widths,
@@ -43,6 +52,7 @@ __all__ = [
     "CONVENTIONS",
     "Absorption",
     "Bank",
+    "Budget",
     "Change",
     "ChannelGraph",
     "ChannelGroup",
@@ -53,11 +63,13 @@ __all__ = [
     "Example",
     "Fidelity",
     "LayerCount",
+    "NearestError",
     "Plan",
     "Scores",
     "Selection",
     "State",
     "UnsupportedNetwork",
+    "by_rank",
     "compact",
     "count",
     "count_plan",
@@ -65,7 +77,9 @@ __all__ = [
     "example_of",
     "executed_macs",
     "fidelity_groups",
+    "few_at_once",
     "filter_scores",
+    "filters",
     "find_cliff",
     "gather",
     "index_widths",

@@ -5,6 +5,8 @@ They have one file, as each is made from the other.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -110,6 +112,39 @@ class ChannelGraph:
             for group in self.groups.values()
             if group.size and group.fixed is None and (coupled == "together" or not group.coupled)
         ]
+
+    def matching(self, pattern: str) -> list[ChannelGroup]:
+        """List the groups of which the name, or that of one of their layers, matches.
+
+        Args:
+            pattern: Regular expression for a whole name.
+
+        Raises:
+            ValueError: It is none, or matches nothing.
+        """
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern} is no regular expression: {error}") from error
+        found = [
+            group
+            for group in self.groups.values()
+            if any(map(expression.fullmatch, (group.name, *group.producers, *group.norms)))
+        ]
+        if not found:
+            known = ", ".join(group.name for group in self.prunable("together"))
+            raise ValueError(
+                f"{pattern} matches no layer whose channels are known; there are {known}"
+            )
+        return found
+
+    def keeping(self, patterns: Iterable[str]) -> ChannelGraph:
+        """Return the graph with some groups left whole; raises as `matching` does."""
+        groups = dict(self.groups)
+        for group in [group for pattern in patterns for group in self.matching(pattern)]:
+            reason = group.fixed or "prune.keep names it"
+            groups[group.name] = replace(group, fixed=reason)
+        return replace(self, groups=groups)
 
     def has_other_work(self, model: nn.Module) -> bool:
         """Tell whether anything but the layers multiplies, or has parameters that a plan cuts."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.graph import ChannelGraph
-from chanprune.channels.layers import ChannelGroup
+from chanprune.channels.layers import ChannelGroup, ChannelNumbers, Layer, Mask
 from chanprune.channels.modes import evaluating
 from chanprune.channels.selection import Scores, first_of
 
@@ -79,7 +80,7 @@ def taylor_scores(
     scales = [model.get_parameter(f"{name}.weight") for name in names]
     shares: list[list[Tensor]] = []
     with evaluating(model):
-        for images, labels in _few_at_once(batches):
+        for images, labels in few_at_once(batches):
             gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), scales)
             shares.append([s.detach() * g for s, g in zip(scales, gradients, strict=True)])
     if names and not shares:
@@ -93,7 +94,7 @@ def taylor_scores(
     return Scores(scores, graph.blocks)
 
 
-def _few_at_once(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def few_at_once(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Split batches: gradients of many images cancel at a minimum, and hide what each one needs."""
     for images, labels in batches:
         yield from zip(images.split(FEW), labels.split(FEW), strict=True)
@@ -105,47 +106,83 @@ def filter_scores(model: nn.Module, graph: ChannelGraph, groups: Iterable[Channe
     Args:
         model: The network.
         graph: Its channel graph.
-        groups: The groups to score. Those behind a gather have no filters of their own; they are
-            scored by the columns that read them, which is beyond the paper.
+        groups: The groups to score.
 
     Returns:
         Group name -> (C,) L1 norm on the CPU, summed over the filters of coupled channels.
     """
-
-    def norms(producer: nn.Module) -> Tensor:
-        return _by_filter(producer).flatten(1).sum(1)
-
-    scores = {
-        group.name: _summed(model, graph, group, group.producers, norms)
-        if group.producers
-        else _column_norms(model, graph, group)
-        for group in groups
-    }
+    scores = {group.name: filters(model, graph, group).abs().sum(1) for group in groups}
     return Scores(scores, graph.blocks)
 
 
-def _by_filter(layer: nn.Module) -> Tensor:
-    """Return |weights| (C_out, C_in / groups, ...), also of a transposed convolution."""
+def filters(
+    model: nn.Module,
+    graph: ChannelGraph,
+    group: ChannelGroup,
+    first: bool = False,
+    values: Callable[[Tensor], Tensor] = torch.detach,
+) -> Tensor:
+    """Return the weights that make each channel of a group.
+
+    Args:
+        model: The network.
+        graph: Its channel graph.
+        group: The group. One behind a gather has no filters of its own; its channels have the
+            columns that read them, which is beyond the papers.
+        first: Of coupled layers the first alone; else all of them, one after the other.
+        values: Of a weight: the tensor of its shape that is taken instead.
+
+    Returns:
+        (C, n) on the CPU, filled up with zeros where channels have different numbers.
+    """
+    parts = []
+    for name in group.producers[:1] if first else group.producers:
+        layer = model.get_submodule(name)
+        rows = _by_filter(layer, values).flatten(1)
+        parts.append(_by_channel(group, graph.layers[name].outputs, rows))
+    if not group.producers:
+        readers = [layer for layer in graph.layers.values() if layer.kind in ("conv", "linear")]
+        readers = [x for x in readers if _own_places(group, x.inputs).any()]
+        for reader in readers[:1] if first else readers:
+            columns = _by_column(model.get_submodule(reader.name), reader, values)
+            parts.append(_by_channel(group, reader.inputs, columns))
+    if not parts:
+        return torch.zeros(group.size, 0, dtype=next(model.parameters()).dtype)
+    return torch.cat(parts, 1)
+
+
+def _by_filter(layer: nn.Module, values: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return a weight as (C_out, C_in / groups, ...), also of a transposed convolution."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     is_turned = isinstance(layer, ops.TRANSPOSED) and layer.groups == 1
-    return (weight.transpose(0, 1) if is_turned else weight).detach().abs()
+    taken = values(weight).cpu()
+    return taken.transpose(0, 1) if is_turned else taken
 
 
-def _column_norms(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> Tensor:
-    """Sum the |weights| (C,) of the columns that read a group's channels."""
-    total = torch.zeros(group.size, dtype=next(model.parameters()).dtype)
-    for layer in graph.layers.values():
-        numbers = torch.from_numpy(layer.inputs - group.start)
-        own = (numbers >= 0) & (numbers < group.size)
-        if layer.kind not in ("conv", "linear") or not own.any():
-            continue
-        weight = _by_filter(model.get_submodule(layer.name))
-        blocks = len(numbers) if layer.depthwise else layer.blocks
-        by_block = weight.cpu().reshape(blocks, -1, *weight.shape[1:])
-        columns = by_block.flatten(3).sum((1, 3)) if by_block.dim() > 3 else by_block.sum(1)
-        total.index_add_(0, numbers[own], columns.flatten()[own].to(total.dtype))
-    return total
+def _by_column(module: nn.Module, layer: Layer, values: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the weights (C_in, n) that read each input of a layer."""
+    weight = _by_filter(module, values)
+    blocks = len(layer.inputs) if layer.depthwise else layer.blocks
+    by_block = weight.reshape(blocks, -1, *weight.shape[1:])
+    return by_block.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def _own_places(group: ChannelGroup, numbers: ChannelNumbers) -> Mask:
+    return (numbers >= group.start) & (numbers < group.start + group.size)
+
+
+def _by_channel(group: ChannelGroup, numbers: ChannelNumbers, rows: Tensor) -> Tensor:
+    """Gather the rows (P, n) of each channel of a group, of which row i belongs to numbers[i]."""
+    own = numbers - group.start
+    places = np.flatnonzero(_own_places(group, numbers))
+    places = places[np.argsort(own[places], kind="stable")]
+    channels = own[places]
+    times = np.bincount(channels, minlength=group.size)
+    nth = np.arange(len(channels)) - np.repeat(np.cumsum(times) - times, times)
+    gathered = rows.new_zeros(group.size, times.max(initial=0), rows.shape[1])
+    gathered[torch.from_numpy(channels), torch.from_numpy(nth)] = rows[torch.from_numpy(places)]
+    return gathered.flatten(1)
 
 
 def _summed(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from chanprune.channels.budget import WITHIN, Budget
+from chanprune.channels.steps import Ints, Units, as_floats, take_lowest, units_of
 
 
 class Scores(dict[str, Tensor]):
@@ -25,6 +27,13 @@ class Scores(dict[str, Tensor]):
     def __init__(self, scores: Mapping[str, Tensor], blocks: Mapping[str, int]):
         super().__init__(scores)
         self.blocks = dict(blocks)
+
+
+NEAR = 16  # units before and behind the place of a budget that are exchanged
+
+
+class NearestError(ValueError):
+    """A budget can be met, but not within 1 %, with the steps that rounding leaves."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +54,19 @@ class Selection:
     threshold: float
     at_floor: list[str]
 
-
-@dataclass(frozen=True)
-class _Units:
-    """Channels that go in one step (one; or a multiple for rounding and grouped convolutions).
-
-    Attributes:
-        score: (U,) mean score of each unit.
-        group: (U,) number of its group.
-        size: (U,) number of its channels.
-        members: (C,) the channels of all units, one unit after the other, numbered through all
-            groups.
-    """
-
-    score: Floats
-    group: Ints
-    size: Ints
-    members: Ints
+    def beside(self, given: Selection) -> Selection:
+        """Return this selection and what was decided of other groups."""
+        return replace(
+            self,
+            kept={**given.kept, **self.kept},
+            removed=self.removed + given.removed,
+            total=self.total + sum(map(len, given.kept.values())) + given.removed,
+        )
 
 
 def select_global(
     scores: Mapping[str, Tensor],
-    ratio: float,
+    goal: float | Budget,
     *,
     min_channels: int = 1,
     min_share: float = 0.02,
@@ -74,15 +74,17 @@ def select_global(
     round_to: int = 1,
     blocks: Mapping[str, int] | None = None,
     may_be_emptied: Collection[str] = (),
+    besides: Mapping[str, list[int]] = {},
 ) -> Selection:
-    """Drop the lowest-scoring channels of the whole network: exactly floor(ratio * N) of N.
+    """Drop the lowest-scoring channels of the whole network until a goal is met.
 
     The order is (score, group, channel), so that ties are decided and the result is deterministic.
     What the floor of a group protects is made up from the others.
 
     Args:
         scores: Group name -> (C,) finite scores, high means keep.
-        ratio: Share of all scored channels to drop, in [0, 1).
+        goal: A ratio in [0, 1): exactly floor(ratio * N) of all N scored channels go. Or a budget:
+            as few go as bring the cost down to it; it is met from below, within 1 %.
         min_channels: Every group keeps at least so many.
         min_share: Every group keeps at least this share of its channels (rounded up), in [0, 1].
         max_share: No group loses more than this share in one pass (rounded down), in (0, 1].
@@ -93,19 +95,18 @@ def select_global(
             block and go together.
         may_be_emptied: Groups that may lose every channel, if the floors let them; the others keep
             one at least.
+        besides: What groups that are not scored keep, where they lose channels too.
 
     Raises:
-        ValueError: Scores are not finite, or the floors leave too few channels to drop, or none may
-            go at all.
+        ValueError: Scores are not finite, or the floors or the rounding leave too few channels to
+            drop, or none may go at all.
     """
-    if not 0 <= ratio < 1:
-        raise ValueError(f"the prune ratio must be in [0, 1), not {ratio}")
-    if not scores and ratio > 0:
-        raise ValueError(f"prune.ratio={ratio} asks for channels, but none may go: all stay whole")
+    if isinstance(goal, float | int) and not 0 <= goal < 1:
+        raise ValueError(f"the prune ratio must be in [0, 1), not {goal}")
     if not scores:
+        if goal and not (isinstance(goal, Budget) and goal.cost_of(besides) <= goal.limit):
+            raise ValueError(f"{_asked(goal)} asks for channels, but none may go: all stay whole")
         return Selection({}, 0, 0, math.nan, [])
-    total = sum(len(score) for score in scores.values())
-    wanted = math.floor(ratio * total + 1e-9)
     floors = [
         _floor(
             len(s),
@@ -115,29 +116,127 @@ def select_global(
         )
         for g, s in scores.items()
     ]
-    units = _units(scores, round_to, _blocks(scores, blocks))
-    taken, stopped = _take_lowest(units, floors, wanted, [len(s) for s in scores.values()])
-    removed = int(units.size[taken].sum())
+    units = units_of(scores, round_to, _blocks(scores, blocks))
+    widths = [len(s) for s in scores.values()]
     names = list(scores)
-    at_floor = [names[g] for g in stopped]
-    if wanted - removed >= max(units.size.tolist(), default=1):
+
+    def chosen(taken: Ints, stopped: list[int]) -> Selection:
+        stays = units.stay(taken)
+        every = np.concatenate([as_floats(score) for score in scores.values()])
+        threshold = float(every[~stays].max()) if len(taken) else math.nan
+        parts = np.split(stays, np.cumsum(widths)[:-1])
+        kept = {n: np.flatnonzero(part).tolist() for n, part in zip(names, parts, strict=True)}
+        at_floor = [names[g] for g in stopped]
+        return Selection(kept, int((~stays).sum()), len(stays), threshold, at_floor)
+
+    if isinstance(goal, Budget):
+        taken, stopped = take_lowest(units, floors, len(units.members), widths)
+        return _within(goal, besides, units, taken, lambda some: chosen(some, stopped))
+    wanted = math.floor(goal * len(units.members) + 1e-9)
+    selection = chosen(*take_lowest(units, floors, wanted, widths))
+    smallest, largest = int(units.size.min()), int(units.size.max())
+    if wanted - selection.removed >= largest:
         raise ValueError(
-            f"prune.ratio={ratio} asks for {wanted} of {total} channels, but the floors leave only "
-            f"{removed} to drop; at their floor: {first_of(at_floor)}; lower the "
-            f"ratio, prune.min_channels or prune.min_share, or raise prune.max_share"
+            f"{_asked(goal)} asks for {wanted} of {selection.total} channels, but the floors leave "
+            f"only {selection.removed} to drop; at their floor: {first_of(selection.at_floor)}; "
+            "lower the ratio, prune.min_channels or prune.min_share, or raise prune.max_share"
         )
-    goes = np.zeros(len(units.size), dtype=bool)
-    goes[taken] = True
-    stays = np.ones(total, dtype=bool)
-    stays[units.members[goes.repeat(units.size)]] = False
-    every = np.concatenate([_as_floats(score) for score in scores.values()])
-    threshold = float(every[~stays].max()) if removed else math.nan
-    starts = np.cumsum([len(score) for score in scores.values()])[:-1]
-    kept = {
-        name: np.flatnonzero(part).tolist()
-        for name, part in zip(scores, np.split(stays, starts), strict=True)
-    }
-    return Selection(kept, removed, total, threshold, at_floor)
+    if wanted and not selection.removed:
+        raise ValueError(
+            f"{_asked(goal)} asks for {wanted} of {selection.total} channels, but they go by at "
+            f"least {smallest} at a time (prune.round_to={round_to}, and blocks of grouped "
+            "convolutions); raise the ratio, or lower prune.round_to"
+        )
+    return selection
+
+
+def _within(
+    budget: Budget,
+    besides: Mapping[str, list[int]],
+    units: Units,
+    order: Ints,
+    chosen: Callable[[Ints], Selection],
+) -> Selection:
+    """Take the first units in their order that bring the cost within the budget.
+
+    Where the last one takes more than it need, others are put back, the best first; if that does
+    not do, one is put back for another.
+
+    Raises:
+        ValueError: The budget cannot be met.
+    """
+
+    def cost(taken: Ints) -> int:
+        return budget.cost_of({**besides, **chosen(taken).kept})
+
+    number = bisect_left(range(len(order) + 1), True, key=lambda n: cost(order[:n]) <= budget.limit)
+    if number > len(order):
+        floors = first_of(chosen(order).at_floor)
+        raise ValueError(
+            f"{_asked(budget)} cannot be met: with all that may go, {budget.told(cost(order))} are "
+            + (f"left; at their floor: {floors}; lower prune.min_share, " if floors else "left; ")
+            + "let more go (prune.coupled=together, prune.keep), or ask for less"
+        )
+    taken, nearest = order[:number], cost(order[:number])
+    for other in _nearby(units, order, number) if number else ():
+        if nearest >= (1 - WITHIN) * budget.limit:
+            break
+        changed = other(taken)
+        if nearest < (other_cost := cost(changed)) <= budget.limit:
+            taken, nearest = changed, other_cost
+    if number and nearest < (1 - WITHIN) * budget.limit:
+        raise NearestError(
+            f"{_asked(budget)} cannot be met within 1 %: the nearest below is "
+            f"{budget.told(nearest)}; ask for that, or lower prune.round_to"
+        )
+    return chosen(taken)
+
+
+def _nearby(units: Units, order: Ints, number: int) -> Iterator[Callable[[Ints], Ints]]:
+    """Yield changes to the first units that were taken: one is put back, or exchanged.
+
+    Of a group, the last one that was taken is put back, and the next one taken.
+    """
+
+    def without(unit: int, taken: Ints) -> Ints:
+        later = (units.group == units.group[unit]) & (np.arange(len(units.group)) >= unit)
+        kept: Ints = taken[~later[taken]]
+        return kept
+
+    def instead(back: int, goes: int, taken: Ints) -> Ints:
+        left = without(back, taken)
+        own = np.flatnonzero(units.group == units.group[goes])
+        return np.append(left, [u for u in own[own <= goes] if u not in left])
+
+    for unit in order[:number][::-1].tolist():
+        yield partial(without, unit)
+    backs = order[:number][::-1][:NEAR].tolist()
+    for back, goes in product(backs, order[number:][:NEAR].tolist()):
+        if units.group[back] != units.group[goes]:
+            yield partial(instead, back, goes)
+
+
+def _asked(goal: float | Budget) -> str:
+    if isinstance(goal, Budget):
+        return f"prune.target_{goal.cost}, {goal.told(goal.limit)},"
+    return f"prune.ratio={goal}"
+
+
+def by_rank(scores: Mapping[str, Tensor], blocks: Mapping[str, int]) -> dict[str, Tensor]:
+    """Replace scores by each channel's place among those of its group, as a share in [0, 1).
+
+    With these every group loses the same share of its channels, its lowest-scoring ones.
+
+    Args:
+        scores: Group name -> (C,) scores.
+        blocks: Group name -> number of blocks, each of which is ranked for itself.
+    """
+    ranks = {}
+    for name, score in scores.items():
+        parts = score.double().reshape(blocks.get(name, 1), -1)
+        places = parts.argsort(stable=True, dim=1).argsort(dim=1)
+        ranks[name] = (places / parts.shape[1]).reshape(-1)
+    return ranks
 
 
 def select_above(
@@ -166,7 +265,7 @@ def select_above(
     kept: dict[str, list[int]] = {}
     at_floor = []
     for name, tensor in scores.items():
-        score = _as_floats(tensor)
+        score = as_floats(tensor)
         if not np.isfinite(score).all():
             raise ValueError(f"the scores of the channel group {name!r} are not finite")
         parts = score.reshape(blocks.get(name, 1), -1)
@@ -209,7 +308,7 @@ def select_widths(
         if name not in scores or not 1 <= width <= len(scores[name]):
             sizes = ", ".join(f"{group} {len(score)}" for group, score in scores.items())
             raise ValueError(f"{name} cannot keep {width} channels; there are: {sizes}")
-        parts = _as_floats(scores[name]).reshape(blocks.get(name, 1), -1)
+        parts = as_floats(scores[name]).reshape(blocks.get(name, 1), -1)
         if width % len(parts):
             raise ValueError(f"{name} must keep a multiple of {len(parts)} channels, not {width}")
         best = np.argsort(-parts, axis=1, kind="stable")[:, : width // len(parts)]
@@ -229,73 +328,6 @@ def _blocks(scores: Mapping[str, Tensor], told: Mapping[str, int] | None) -> Map
 def _floor(size: int, min_channels: int, min_share: float, max_share: float) -> int:
     smallest = max(min_channels, math.ceil(min_share * size - 1e-9))
     return min(size, max(smallest, size - math.floor(max_share * size + 1e-9)))
-
-
-def _as_floats(score: Tensor) -> Floats:
-    values: Floats = score.detach().double().cpu().numpy()
-    return values
-
-
-def _units(scores: Mapping[str, Tensor], round_to: int, blocks: Mapping[str, int]) -> _Units:
-    unit_scores, groups, sizes, members = [], [], [], []
-    start = 0
-    for g, (name, tensor) in enumerate(scores.items()):
-        score = _as_floats(tensor)
-        if not np.isfinite(score).all():
-            raise ValueError(f"the scores of the channel group {name!r} are not finite")
-        ranked, starts = _units_of(score, round_to, blocks.get(name, 1))
-        size = np.diff(np.append(starts, len(score)))
-        unit_scores.append(np.add.reduceat(score[ranked], starts) / size)
-        groups.append(np.full(len(starts), g))
-        sizes.append(size)
-        members.append(start + ranked)
-        start += len(score)
-    return _Units(*(np.concatenate(parts) for parts in (unit_scores, groups, sizes, members)))
-
-
-def _units_of(score: Floats, round_to: int, blocks: int) -> tuple[Ints, Ints]:
-    """Rank a group's channels, lowest first, and split them into steps to legal widths.
-
-    Returns:
-        The channels in the order in which they go, and where each unit starts in it.
-    """
-    size = len(score)
-    in_blocks = np.argsort(score.reshape(blocks, -1), axis=1, kind="stable")
-    in_blocks += np.arange(blocks)[:, None] * (size // blocks)
-    step = math.lcm(round_to, blocks)
-    starts = np.arange(size % step, size, step)
-    return in_blocks.T.reshape(-1), starts if size % step == 0 else np.append(0, starts)
-
-
-def _take_lowest(
-    units: _Units, floors: list[int], wanted: int, widths: list[int]
-) -> tuple[Ints, list[int]]:
-    """Take units in global order, but none that does not fit or takes a group below its floor.
-
-    The units of a group do not become smaller, so that no unit is taken before a lower one.
-
-    Returns:
-        The units taken, and the groups that were stopped by their floor.
-    """
-    order = np.lexsort((np.arange(len(units.score)), units.group, units.score))
-    groups, sizes = units.group.tolist(), units.size.tolist()
-    left = list(widths)
-    taken: list[int] = []
-    stopped: dict[int, None] = {}
-    budget = wanted
-    for unit in order.tolist():
-        if budget == 0:
-            break
-        group, size = groups[unit], sizes[unit]
-        if size > budget:
-            continue
-        if left[group] - size < floors[group]:
-            stopped[group] = None
-        else:
-            left[group] -= size
-            budget -= size
-            taken.append(unit)
-    return np.array(taken, dtype=np.int64), list(stopped)
 
 
 def first_of(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Components: methods, models and data sets that own their options, found by a scan.
+"""Components: methods, criteria, models and data sets that own their options, found by a scan.
 
 A component is a class or function with a mark, `@method("slimming")`. Keys, types, ranges, defaults
 and help of its options are those of its signature and docstring, and are read without importing it.
@@ -8,7 +8,7 @@ Nothing here imports PyTorch.
 from annotated_types import Ge, Gt, Le, Lt
 
 from chanprune.components.component import KINDS, Component, Option
-from chanprune.components.decorators import dataset, method, model
+from chanprune.components.decorators import criterion, dataset, method, model
 from chanprune.components.options import (
     Count,
     CountOrZero,
@@ -55,6 +55,7 @@ __all__ = [
     "ShareOrAll",
     "Text",
     "Width",
+    "criterion",
     "dataset",
     "find",
     "imported",

@@ -16,7 +16,7 @@ from chanprune.components.options import may_be_option
 from chanprune.components.source import Definition, Source
 from chanprune.processes.errors import UserError
 
-KINDS = ("method", "model", "dataset")
+KINDS = ("method", "criterion", "model", "dataset")
 SIZES = ("num_classes", "in_channels", "image_size")
 HEADINGS = re.compile(r"(Args|Attributes):")
 Demand = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
@@ -41,10 +41,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Component:
-    """A method, a model or a data set.
+    """A method, a criterion, a model or a data set.
 
     Attributes:
-        kind: Which of the three.
+        kind: Which of the four.
         names: What it is chosen by.
         path: Its file.
         module: The module in that file.

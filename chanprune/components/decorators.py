@@ -17,6 +17,11 @@ def method(*names: str) -> Callable[[Marked], Marked]:
     return _unchanged
 
 
+def criterion(*names: str) -> Callable[[Marked], Marked]:
+    """Mark a subclass of `chanprune.criteria.Criterion` as the criterion of these names."""
+    return _unchanged
+
+
 def model(*names: str) -> Callable[[Marked], Marked]:
     """Mark a function, or class, that builds a network, as the models of these names.
 

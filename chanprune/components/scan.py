@@ -19,7 +19,7 @@ from chanprune.components.source import path_of, source_of
 from chanprune.processes.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-FOLDERS = ("methods", "models", "data")
+FOLDERS = ("methods", "criteria", "models", "data")
 Key = tuple[str, str]
 _in_use: list[str] = []
 
@@ -56,7 +56,7 @@ def own_code(config: Mapping[str, Any]) -> dict[str, str]:
     Args:
         config: The configuration of the run.
     """
-    chosen = [(kind, config[kind]) for kind in KINDS]
+    chosen = [(kind, config[kind]) for kind in KINDS if kind in config]
     found = [find(kind, v.get("library", v.get("name", ""))) for kind, v in chosen]
     if not _in_use or all(component and not is_own(component) for component in found):
         return {}
@@ -64,7 +64,7 @@ def own_code(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def find(kind: str, name: str) -> Component | None:
-    """Return the component of a kind ("method", "model" or "dataset") and a name, if it is known.
+    """Return the component of a kind, one of `KINDS`, and a name, if it is known.
 
     Raises:
         UserError: The user's own components cannot be read.
@@ -123,7 +123,7 @@ def _refuse_other_defaults(component: Component, made: Callable[..., Any]) -> No
 
 
 def make(component: Component, **options: Any) -> Any:
-    """Make a method, a network or a data set.
+    """Make a method, a criterion, a network or a data set.
 
     Raises:
         UserError: The file is the user's, and fails.
@@ -170,8 +170,8 @@ def _of_user(name: str) -> Mapping[Key, Component]:
     own = _by_name(_files(name))
     if not own:
         raise UserError(
-            f"components={name}: no class or function there is marked with @method, @model or "
-            "@dataset of chanprune.components"
+            f"components={name}: no class or function there is marked with @method, @criterion, "
+            "@model or @dataset of chanprune.components"
         )
     for kind, taken in own.keys() & _built_in().keys():
         raise UserError(

@@ -1,4 +1,4 @@
-"""The method, the model and the data set that a configuration chooses."""
+"""The method, the criterion, the model and the data set that a configuration chooses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def chosen_component(kind: str, values: Mapping[str, Any]) -> Component:
     """Return the component that a section names.
 
     Args:
-        kind: "method", "model" or "dataset".
+        kind: One of `KINDS`.
         values: The section.
 
     Raises:

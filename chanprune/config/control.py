@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanprune.config.recorded import checked_config
+from chanprune.config.schema import TARGETS
 from chanprune.processes.errors import UserError
 from chanprune.records.run_dir import located
 from chanprune.records.schemas import Model, Summary, read_model, read_summary
@@ -56,7 +57,10 @@ def control(name: str, run_dir: Path, root: str | None = None) -> Config:
         raise UserError(f"control_of={run_dir}: no finished run is there; {error}") from error
     if config is None or not model.plan:
         raise UserError(f"control_of={run_dir}: the run there took no channels out")
-    return CONTROLS[name](located(run_dir, config, root), run_dir, summary, model)
+    config = located(run_dir, config, root)
+    selected = {**config["prune"], **dict.fromkeys(TARGETS), "shares": {}}
+    config = {**config, "criterion": {"name": "own"}, "prune": selected}
+    return CONTROLS[name](config, run_dir, summary, model)
 
 
 def _scratch(config: Config, run_dir: Path, epochs: int) -> Config:
@@ -122,8 +126,7 @@ def _macs(skeleton: Any, graph: ChannelGraph, prune: Mapping[str, Any]) -> int:
     from chanprune.channels import Plan, count_plan
     from chanprune.methods import METHODS, PruneOptions, Setting
 
-    not_of_the_selection = {"absorb", "recalibrate", "order"}
-    options = PruneOptions(**{k: v for k, v in prune.items() if k not in not_of_the_selection})
+    options = PruneOptions.of(prune, graph)
     method = METHODS["random"]()
     method.before_training(skeleton, graph, Setting(lr_travel=0, prune=options))
     selection, _ = method.select_channels(skeleton, graph, options)

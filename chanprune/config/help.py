@@ -24,7 +24,7 @@ def describe(kind: str, values: Mapping[str, Any]) -> str:
     """Describe the component that a section names, and each of its options.
 
     Args:
-        kind: "method", "model" or "dataset".
+        kind: One of `KINDS`.
         values: The section as it is composed; what it leaves out has its default.
 
     Raises:

@@ -6,11 +6,12 @@ all runs have stands here. Nothing imports PyTorch, so that a mistake is answere
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from chanprune import components
 from chanprune.components import (
@@ -32,6 +33,8 @@ from chanprune.config.checks import Section, check
 from chanprune.config.chosen import check_demands, chosen_component, section_of
 from chanprune.processes.errors import UserError
 
+SUFFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
+TARGETS = ("target_macs", "target_params", "target_memory")
 # The options that hold a path, beside those of components; whether they may be null.
 PATHS = {
     **dict.fromkeys(("cache.dir", "model.run", "run"), False),
@@ -39,10 +42,24 @@ PATHS = {
 }
 
 
+def _amount(value: Any) -> Any:
+    """Read 200M as 200,000,000."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9.]+(?:e[+]?[0-9]+)?) *([kMG]?)B?", value.strip())
+    try:
+        return float(match[1]) * SUFFIXES[match[2]] if match else float(value)
+    except ValueError:
+        raise ValueError("must be a share of the whole in (0, 1], or an amount as 200M") from None
+
+
 def _ascending(values: list[float]) -> list[float]:
     if values != sorted(set(values)):
         raise ValueError("must be ascending")
     return values
+
+
+Amount = Annotated[float, BeforeValidator(_amount), Gt(0)]
 
 
 class RunSection(Section):
@@ -72,6 +89,12 @@ class Prune(Section):
     rule: Literal["ratio", "elementwise", "prefix"]
     threshold: NotNegative
     ratio: Share
+    target_macs: Amount | None
+    target_params: Amount | None
+    target_memory: Amount | None
+    scope: Literal["global", "layer"]
+    keep: list[str]
+    shares: dict[str, Share]
     absorb: Literal["none", "bias"]
     coupled: Literal["keep", "together"]
     order: bool
@@ -145,6 +168,7 @@ SECTIONS: dict[str, type[Section] | None] = {
     "model": None,
     "dataset": None,
     "method": None,
+    "criterion": None,
     "prune": Prune,
     "train": Train,
     "finetune": Finetune,
@@ -207,6 +231,13 @@ def _check_together(config: Mapping[str, Any], chosen: Mapping[str, Component]) 
     """Check what one option demands of another."""
     for kind, component in chosen.items():
         check_demands(component, config[kind], config)
+    targets = [key for key in TARGETS if config["prune"][key] is not None]
+    if len(targets) > 1:
+        raise UserError(f"prune.{' and prune.'.join(targets)}: give one of them")
+    if targets and config["prune"]["rule"] != "ratio":
+        raise UserError(
+            f"prune.{targets[0]} goes with prune.rule=ratio, not {config['prune']['rule']}"
+        )
     if (config["control"] is None) != (config["control_of"] is None):
         raise UserError("control=NAME and control_of=DIRECTORY go together")
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chanprune.channels import (
+    Budget,
     Change,
     ChannelGraph,
+    ChannelGroup,
     Cut,
     Selection,
+    by_rank,
     select_above,
     select_global,
     select_widths,
@@ -48,18 +52,46 @@ class PruneOptions:
     Attributes:
         rule: "ratio" drops the lowest share of all channels; "elementwise" and "prefix" what is not
             above the threshold.
+        budget: Instead of a ratio: what the network that is left may cost.
+        scope: "global" compares channels of all groups; "layer" takes the same share of each.
+        shares: Group name -> the share of its own that goes, whatever becomes of the others.
         widths: Group name -> how many channels it keeps; None: decided by the scores.
     """
 
     ratio: float
     rule: Literal["ratio", "elementwise", "prefix"] = "ratio"
     threshold: float = 0.05
+    budget: Budget | None = None
+    scope: Literal["global", "layer"] = "global"
+    shares: Mapping[str, float] = field(default_factory=dict)
     min_channels: int = 1
     min_share: float = 0.02
     max_share: float = 1.0
     round_to: int = 1
     coupled: Literal["keep", "together"] = "keep"
     widths: Mapping[str, int] | None = None
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any], graph: ChannelGraph) -> PruneOptions:
+        """Read what the section prune of a configuration says of the selection, but its budget.
+
+        Raises:
+            ValueError: A pattern matches nothing.
+        """
+        names = {each.name for each in fields(cls)} - {"budget", "shares", "widths"}
+        shares = {
+            group.name: share
+            for pattern, share in reversed(section["shares"].items())
+            for group in graph.matching(pattern)
+        }
+        return cls(**{name: section[name] for name in names}, shares=shares)
+
+    def width(self, group: ChannelGroup, share: float) -> int:
+        """Return what a group keeps when a share of it goes: whole multiples, above its floor."""
+        width = math.floor(group.size * (1 - share) + 1e-9)
+        floor = max(self.min_channels, math.ceil(self.min_share * group.size - 1e-9), 1)
+        unit = math.lcm(self.round_to, group.blocks)
+        return min(group.size, math.ceil(max(width, floor) / unit) * unit)
 
 
 @dataclass(frozen=True)
@@ -103,11 +135,24 @@ def select(scores: Mapping[str, Tensor], graph: ChannelGraph, options: PruneOpti
     """Decide by the rule that the options name which of the scored channels stay.
 
     Raises:
-        ValueError: The floors leave too few channels to drop.
+        ValueError: The floors leave too few channels to drop, or the budget cannot be met.
     """
-    blocks = graph.blocks
     if options.widths is not None:
-        return select_widths(scores, options.widths, blocks=blocks)
+        return select_widths(scores, options.widths, blocks=graph.blocks)
+    own = {name: share for name, share in options.shares.items() if name in scores}
+    widths = {name: options.width(graph.groups[name], share) for name, share in own.items()}
+    given = select_widths(scores, widths, blocks=graph.blocks)
+    others = {name: score for name, score in scores.items() if name not in own}
+    return _by_rule(others, graph, options, given.kept).beside(given)
+
+
+def _by_rule(
+    scores: Mapping[str, Tensor],
+    graph: ChannelGraph,
+    options: PruneOptions,
+    besides: Mapping[str, list[int]],
+) -> Selection:
+    blocks = graph.blocks
     if options.rule != "ratio":
         return select_above(
             scores,
@@ -118,14 +163,15 @@ def select(scores: Mapping[str, Tensor], graph: ChannelGraph, options: PruneOpti
         )
     names = scores if options.min_channels == 0 else ()
     return select_global(
-        scores,
-        options.ratio,
+        by_rank(scores, blocks) if options.scope == "layer" else scores,
+        options.budget or options.ratio,
         min_channels=options.min_channels,
         min_share=options.min_share,
         max_share=options.max_share,
         round_to=options.round_to,
         blocks=blocks,
         may_be_emptied=[name for name in names if graph.may_be_emptied(name)],
+        besides=besides,
     )
 
 

@@ -53,6 +53,17 @@ class DynamicChannels(Method):
         self._epoch = -1
         self._changes: list[float] = []
 
+    @staticmethod
+    def demands(method: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Refuse what a choice at every step cannot meet."""
+        prune = config["prune"]
+        for target in ("target_macs", "target_params", "target_memory"):
+            if prune[target] is not None:
+                raise ValueError(
+                    f"prune.{target} is met after training; {method['name']} chooses channels "
+                    "while it trains, as many as prune.ratio leaves"
+                )
+
     def before_training(
         self, model: nn.Module, graph: ChannelGraph, setting: Setting
     ) -> dict[str, float]:

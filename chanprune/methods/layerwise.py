@@ -9,7 +9,6 @@ read them count instead.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -67,10 +66,10 @@ class L1Norm(Method):
         """Keep the best channels of each group."""
         groups = graph.prunable(options.coupled)
         scores = self.scores(model, graph, groups)
-        if options.widths is None:
+        if options.widths is None and (self.shares or not options.budget):
             widths = {g.name: self._width(g, options) for g in groups if g.name in scores}
             options = replace(options, widths=widths)
-        return select(scores, graph, options), scores
+        return select(scores, graph, replace(options, scope="layer")), scores
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, groups: Iterable[ChannelGroup]
@@ -79,13 +78,9 @@ class L1Norm(Method):
         return filter_scores(model, graph, groups)
 
     def _width(self, group: ChannelGroup, options: PruneOptions) -> int:
-        """Return how many channels a group keeps, in whole multiples, above the floors."""
         own = [share for p, share in self.shares.items() if re.fullmatch(p, group.name)]
         share = own[0] if own else 0.0 if self.shares else options.ratio
-        width = math.floor(group.size * (1 - share) + 1e-9)
-        floor = max(options.min_channels, math.ceil(options.min_share * group.size - 1e-9), 1)
-        unit = math.lcm(options.round_to, group.blocks)
-        return min(group.size, math.ceil(max(width, floor) / unit) * unit)
+        return options.width(group, options.shares.get(group.name, share))
 
 
 @method("random")

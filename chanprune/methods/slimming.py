@@ -88,6 +88,9 @@ class Slimming(Leveled):
                 f"method.levels={levels} with method=slimming needs prune.order=true, so that the "
                 "first channels are the important ones"
             )
+        targets = [config["prune"][f"target_{cost}"] for cost in ("macs", "params", "memory")]
+        if method["passes"] > 1 and any(targets):
+            raise ValueError("a budget (prune.target_*) goes with method.passes=1 only")
         if is_ordered and method["passes"] > 1:
             raise ValueError("prune.order=true goes with method.passes=1 only")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from chanprune import data
 from chanprune.channels import (
     ChannelGraph,
+    NearestError,
     Plan,
     UnsupportedNetwork,
     compact,
@@ -21,11 +23,13 @@ from chanprune.channels import (
     trace,
 )
 from chanprune.components import find, make
+from chanprune.criteria import Criterion
 from chanprune.methods import Method, PruneOptions, select
 from chanprune.models import architecture, build, load_weights
 from chanprune.pipeline.model_file import compact_afresh, original
 from chanprune.pipeline.network import Network
 from chanprune.pipeline.optimiser import TrainOptions, setting_of
+from chanprune.pipeline.pruning import with_budget
 from chanprune.pipeline.widths import kept_widths
 from chanprune.processes import ranks
 from chanprune.processes.errors import UserError
@@ -75,7 +79,12 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     if plan.kept:
         model, graph = compact_afresh(model, graph, plan)
         channels_last(model)
-    selecting = _prune_options(config, graph)
+    try:
+        graph = graph.keeping(config["prune"]["keep"])
+        selecting = PruneOptions.of(config["prune"], graph)
+    except ValueError as error:
+        raise UserError(f"prune.keep and prune.shares: {error}") from error
+    selecting = replace(selecting, widths=_widths_of(config["prune"]["widths"], graph))
     widths = {group.name: group.size for group in graph.prunable(selecting.coupled)}
     network = Network(model, graph, plan, widths)
     prepared = Prepared(dataset, network, device, (*dataset.notes, *notes), selecting, built_from)
@@ -91,7 +100,22 @@ def make_method(config: Mapping[str, Any]) -> Method:
     method = make(component, **options)
     if not isinstance(method, Method):
         raise UserError(f"{component.path}: {component.defined} is no Method of chanprune.methods")
+    if not make_criterion(config).is_own:
+        method.prunes = True
     return method
+
+
+def make_criterion(config: Mapping[str, Any]) -> Criterion:
+    """Make the criterion that the configuration names."""
+    options = dict(config["criterion"])
+    component = find("criterion", options.pop("name"))
+    assert component is not None
+    criterion = make(component, **options)
+    if not isinstance(criterion, Criterion):
+        raise UserError(
+            f"{component.path}: {component.defined} is no Criterion of chanprune.criteria"
+        )
+    return criterion
 
 
 def _rehearse(config: Mapping[str, Any], prepared: Prepared) -> None:
@@ -119,13 +143,21 @@ def _rehearse(config: Mapping[str, Any], prepared: Prepared) -> None:
     try:
         method.before_training(copy.deepcopy(prepared.network.model), graph, setting)
         if method.prunes and not method.converts:
-            groups = graph.prunable(prune.coupled)
-            select({group.name: torch.zeros(group.size) for group in groups}, graph, prune)
+            _rehearse_selection(config, prepared)
         method.finetune_hooks(graph)
         if method.prunes and not method.converts:
             compact(prepared.network.model, graph, _halves(graph, prune))
     except ValueError as error:
         raise UserError(f"{config['model']['name']}: {error}") from error
+
+
+def _rehearse_selection(config: Mapping[str, Any], prepared: Prepared) -> None:
+    """Refuse a ratio, or a budget, that no scores can meet; raises ValueError."""
+    network, prune = prepared.network, prepared.prune
+    prune = with_budget(prune, config["prune"], network.model, network.graph)
+    groups = network.graph.prunable(prune.coupled)
+    with contextlib.suppress(NearestError):
+        select({group.name: torch.zeros(group.size) for group in groups}, network.graph, prune)
 
 
 def _halves(graph: ChannelGraph, prune: PruneOptions) -> Plan:
@@ -174,13 +206,6 @@ def _rehearse_step(prepared: Prepared, batch_size: int) -> None:
             f"{name} puts out {found} in train mode, not {expected}, a number per image and class; "
             "take a network without auxiliary outputs"
         )
-
-
-def _prune_options(config: Mapping[str, Any], graph: ChannelGraph) -> PruneOptions:
-    options = dict(config["prune"])
-    for not_of_the_selection in ("absorb", "recalibrate", "order"):
-        del options[not_of_the_selection]
-    return PruneOptions(**{**options, "widths": _widths_of(options["widths"], graph)})
 
 
 def _widths_of(run_dir: str | None, graph: ChannelGraph) -> dict[str, int] | None:

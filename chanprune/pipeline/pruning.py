@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from chanprune.channels import Absorption, Selection
+from chanprune.channels import Absorption, Budget, ChannelGraph, Selection
+from chanprune.channels.budget import COSTS
+from chanprune.methods import PruneOptions
+
+
+def with_budget(
+    options: PruneOptions, section: Mapping[str, Any], model: nn.Module, graph: ChannelGraph
+) -> PruneOptions:
+    """Let a selection meet the budget that the section prune of a configuration asks for, if any.
+
+    Args:
+        options: How channels are selected.
+        section: prune.*.
+        model: The network that is pruned.
+        graph: Its channel graph.
+
+    Raises:
+        ValueError: It leaves no network.
+    """
+    for cost in COSTS:
+        amount = section[f"target_{cost}"]
+        if amount is not None:
+            return replace(options, budget=Budget.of(model, graph, cost, amount))
+    return options
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from chanprune.files.writing import (
     write_json,
     write_text,
 )
-from chanprune.methods import METHODS, Method
+from chanprune.methods import METHODS, Method, PruneOptions
 from chanprune.pipeline.checkpoint import BEFORE, NEWEST, CheckpointError, epochs_done, read
 from chanprune.pipeline.prepare import Prepared
 from chanprune.pipeline.record import Record
@@ -59,6 +59,7 @@ def training_depends_on(config: Mapping[str, Any], prepared: Prepared) -> dict[s
     """
     name = config["method"]["name"]
     trains_as, after_training = _said(name, "trains_as"), _said(name, "after_training")
+    then_prunes = config["criterion"]["name"] != "own" and not METHODS[name].prunes
     asked = with_retired(config)["method"]
     own = {key: value for key, value in asked.items() if key not in after_training}
     dataset, network = prepared.dataset, prepared.network
@@ -81,8 +82,15 @@ def training_depends_on(config: Mapping[str, Any], prepared: Prepared) -> dict[s
         "images": [dataset.digest(), dataset.times(), dataset.mean, dataset.std, dataset.streams],
         "method": {"name": trains_as} if trains_as else own,
         "train": {k: v for k, v in config["train"].items() if k != "save_every_minutes"},
-        "prune": asdict(prepared.prune) if METHODS[name].trains_for_pruning else None,
+        **({"then_prunes": True} if then_prunes else {}),
+        "prune": _selecting(prepared.prune) if METHODS[name].trains_for_pruning else None,
     }
+
+
+def _selecting(options: PruneOptions) -> dict[str, Any]:
+    """Return how channels are selected, without what an earlier version did not know."""
+    added: dict[str, Any] = {"budget": None, "scope": "global", "shares": {}}
+    return {k: v for k, v in asdict(options).items() if k not in added or v != added[k]}
 
 
 def _said(name: str, what: str) -> Any:

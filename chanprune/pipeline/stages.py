@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from chanprune import rewiring
 from chanprune.channels import (
     CompactionError,
     Fidelity,
     Plan,
+    Selection,
     compact,
     count,
     order_by,
@@ -19,16 +22,17 @@ from chanprune.channels import (
     scale_scores,
     trace,
 )
+from chanprune.criteria import Subject
 from chanprune.files.digest import digest
-from chanprune.methods import Method
+from chanprune.methods import Method, select
 from chanprune.pipeline.conversion import convert as converted
 from chanprune.pipeline.job import Job
 from chanprune.pipeline.loop import Stage
 from chanprune.pipeline.loop import train as train_epochs
 from chanprune.pipeline.network import Facts, Network
 from chanprune.pipeline.optimiser import TrainOptions
-from chanprune.pipeline.prepare import channels_last
-from chanprune.pipeline.pruning import PruneReport
+from chanprune.pipeline.prepare import channels_last, make_criterion
+from chanprune.pipeline.pruning import PruneReport, with_budget
 from chanprune.processes.errors import RunError, UserError
 from chanprune.processes.parallel import agree
 from chanprune.show.charts import Chart, Profiles, SortedScores
@@ -122,9 +126,8 @@ def prune(network: Network, job: Job, method: Method, number: str) -> Outcome:
     """
     began = time.perf_counter()
     model, graph = network.model, network.graph
-    method.before_pruning(model, graph, job.training_images)
     try:
-        selection, scores = method.select_channels(model, graph, job.select)
+        selection, scores, what = _selected(network, job, method)
     except ValueError as error:
         raise UserError(str(error)) from error
     for name, score in scores.items():
@@ -153,10 +156,29 @@ def prune(network: Network, job: Job, method: Method, number: str) -> Outcome:
         rows.append(job.measured(pruned, f"{label}{number}", seconds))
     return pruned, Facts(
         rows=tuple(rows),
-        charts=_numbered(_of_scores(report, method.score), number),
+        charts=_numbered(_of_scores(report, what), number),
         lines=(*report.lines(), *method.remarks),
         prunings=(report,),
     )
+
+
+def _selected(
+    network: Network, job: Job, method: Method
+) -> tuple[Selection, Mapping[str, Tensor], str]:
+    """Return which channels stay, the scores (C,) that this rests on, and what these are.
+
+    Raises:
+        ValueError: So many cannot go, or what ranks them needs what is not there.
+    """
+    model, graph = network.model, network.graph
+    options = with_budget(job.select, job.config["prune"], model, graph)
+    criterion = make_criterion(job.config)
+    if criterion.is_own:
+        method.before_pruning(model, graph, job.training_images)
+        return *method.select_channels(model, graph, options), method.score
+    subject = Subject(model, graph, job.training_images, job.config["seed"])
+    scores = criterion.scores(subject, graph.prunable(options.coupled))
+    return select(scores, graph, options), scores, criterion.what
 
 
 def _of_scores(report: PruneReport, what: str) -> list[Chart]:

@@ -1,7 +1,8 @@
-"""Options of earlier versions, whose runs have recorded them at the one value that is left.
+"""Options that earlier versions had, and those that they had not.
 
-What was recorded is read without them. The names of run directories and of cached stages are made
-with them, so that the same command finds what it left.
+Their runs have recorded the first at the one value that is left, and not the second, which then had
+no effect. What was recorded is read as it would be recorded now. The names of run directories and
+of cached stages are made of what was recorded then, so that the same command finds what it left.
 """
 
 from __future__ import annotations
@@ -25,19 +26,41 @@ RETIRED: dict[str, dict[str, Any]] = {
 }
 
 
+ADDED: dict[str, dict[str, Any]] = {
+    "criterion": {"name": "own"},
+    "prune": {
+        "target_macs": None,
+        "target_params": None,
+        "target_memory": None,
+        "scope": "global",
+        "keep": [],
+        "shares": {},
+    },
+}
+
+
 def without_retired(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration without such options; those with another value stay."""
+    """Return a recorded configuration as it would be recorded now.
+
+    Options that are gone stay where they have another value than the one that is left.
+    """
     match config:
-        case {"method": {"name": str(name)}}:
+        case {"method": {"name": str(name)}, "prune": dict()}:
             gone = RETIRED.get(name, {}).items()
             own = {
                 key: value for key, value in config["method"].items() if (key, value) not in gone
             }
-            return {**config, "method": own}
+            added = {section: {**new, **config.get(section, {})} for section, new in ADDED.items()}
+            return {**config, **added, "method": own}
     return dict(config)
 
 
 def with_retired(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with such options, as an earlier version had it."""
+    """Return a configuration as an earlier version would have recorded it, where it could."""
     method = config["method"]
-    return {**config, "method": {**RETIRED.get(method["name"], {}), **method}}
+    before = {**config, "method": {**RETIRED.get(method["name"], {}), **method}}
+    for section, new in ADDED.items():
+        own = config.get(section, {})
+        left = {key: value for key, value in own.items() if (key, value) not in new.items()}
+        before[section] = left
+    return {section: values for section, values in before.items() if values != {}}

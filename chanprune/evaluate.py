@@ -9,6 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from chanprune.components import vouch
 from chanprune.config import cli
 from chanprune.config.recorded import checked_config
 from chanprune.config.schema import check_evaluate, refuse_missing_data
@@ -36,6 +37,8 @@ def evaluate(composed: dict[str, Any]) -> None:
     """
     options = check_evaluate(composed)
     run_dir = Path(options["run"])
+    if options["target"] is not None:
+        vouch(options["target"])
     config = checked_config(run_dir)
     if config is None or not (run_dir / "summary.json").exists():
         raise UserError(f"run={run_dir}: no finished run is there")

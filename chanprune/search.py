@@ -208,6 +208,7 @@ class Objective:
         line = train(composed, watch)
         last = read_summary(Path(line["run"])).final
         trial.set_user_attr("test_accuracy", last.test_accuracy)
+        assert last.val_accuracy is not None
         return last.val_accuracy, last.macs
 
     def _give_up_if_hopeless(self, epoch: int, accuracy: float, macs: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from chanprune.config import cli
-from chanprune.config.schema import check_format, validate
+from chanprune.config.schema import check_format, validate, vouch_for_code
 
 if TYPE_CHECKING:
     from chanprune.channels import ChannelGraph, Counts
@@ -27,6 +27,7 @@ def main() -> None:
 def summarize(composed: dict[str, Any]) -> None:
     """Print what a model has and does on a data set's images, and which channels may go."""
     form = check_format(composed.pop("format"))
+    vouch_for_code(composed)
     config = validate(composed)
     from chanprune import data
     from chanprune.channels import UnsupportedNetwork, compact, count, trace

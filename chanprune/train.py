@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from chanprune import components
 from chanprune.config import cli
 from chanprune.config.asked import Asked, place, understood
+from chanprune.config.composing import OF_CODE
 from chanprune.config.schema import refuse_missing_data
 from chanprune.files.reading import text_of
 from chanprune.pipeline.widths import kept_widths
@@ -33,6 +34,7 @@ from chanprune.records.run_dir import (
     where_it_begins,
 )
 from chanprune.records.schemas import read_summary
+from chanprune.show.table import percent
 
 if TYPE_CHECKING:
     from chanprune.pipeline.job import Watch
@@ -158,11 +160,12 @@ def _look(asked: Asked) -> Found:
     """
     found = look(asked.run_dir, asked.config, asked.overwrite)
     code = components.own_code(asked.config)
+    what = "model.target" if "target" in asked.config["model"] else "components"
     match found.record:
         case {"environment": {"components": {"digest": began}}} if code and began != code["digest"]:
             raise UserError(
                 f"run.dir={asked.run_dir} holds a run that was made with other code than "
-                f"components={code['name']} is now; put that back, or give another run.dir, or "
+                f"{what}={code['name']} is now; put that back, or give another run.dir, or "
                 "run.overwrite=true"
             )
     return found
@@ -236,7 +239,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 def _refuse_changes(key: str, reason: str) -> None:
     """Refuse options beside one that takes all others from a recorded run."""
-    beside = (f"{key}=", f"{key}_of=", "cache.", "run.", "dataset.root=", "components=")
+    beside = (f"{key}=", f"{key}_of=", "cache.", "run.", "dataset.root=", *OF_CODE[1:])
     for override in HydraConfig.get().overrides.task:
         if not override.lstrip("+").startswith(beside):
             raise UserError(f"{key}=... {reason}; leave out {override}")
@@ -245,8 +248,8 @@ def _refuse_changes(key: str, reason: str) -> None:
 def _line(run_dir: Path) -> dict[str, str]:
     summary = read_summary(run_dir)
     return {
-        "val acc %": f"{100 * summary.final.val_accuracy:.2f}",
-        "test acc %": f"{100 * summary.accuracy:.2f}",
+        "val acc %": percent(summary.final.val_accuracy),
+        "test acc %": percent(summary.accuracy),
         "params": f"{summary.params:,}",
         "MACs": f"{summary.macs:,}",
         "run": str(run_dir),

@@ -34,7 +34,7 @@ MISTAKES = [
     ("+train.foo=3", "train.foo: unknown key"),
     ("epochs=3", "epochs: unknown key; known here: seed, device"),
     ("method.travle=3", "(did you mean travel?)"),
-    ("train.epochs=1.5", "train.epochs=1.5: must be an integer >= 1"),
+    ("train.epochs=1.5", "train.epochs=1.5: must be an integer >= 0"),
     ("train.lr=abc", "train.lr=abc: must be a number > 0"),
     ("train.lr=nan", "train.lr=nan: must be a number > 0"),
     ("prune.ratio=1.0", "prune.ratio=1.0: must be a number in [0, 1)"),

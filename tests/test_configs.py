@@ -77,8 +77,10 @@ def test_every_option_of_a_component_has_a_line_of_help(kind):
 def test_every_choice_composes_and_is_valid(path, tmp_path):
     choice = Path(*path.parts[1:]).with_suffix("").as_posix()
     overrides = [f"{path.parts[0]}={choice}"]
-    if path.stem == "imagefolder" or "imagenet" in path.stem:
+    if path.stem in ("imagefolder", "images") or "imagenet" in path.stem:
         overrides.append(f"dataset.root={tmp_path}")
+    if path.stem == "custom":
+        overrides.append("model.target=net:Net")
     if path.stem in ("torchvision", "timm"):
         overrides.append("model.name=resnet18")
     if path.stem == "compact":

@@ -7,7 +7,17 @@ from pathlib import Path
 from chanprune.methods import METHODS
 
 PACKAGE = Path(__file__).parents[1] / "chanprune"
-COMMANDS = {"train", "evaluate", "summarize", "search", "report", "cache", "reproduce", "atlas"}
+COMMANDS = {
+    "train",
+    "prune",
+    "evaluate",
+    "summarize",
+    "search",
+    "report",
+    "cache",
+    "reproduce",
+    "atlas",
+}
 # Package -> those below it that it may import.
 ALLOWED = {
     "processes": {"channels"},

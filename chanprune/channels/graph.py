@@ -125,7 +125,7 @@ class ChannelGraph:
         try:
             expression = re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{pattern} is no regular expression: {error}") from error
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
         found = [
             group
             for group in self.groups.values()
@@ -134,7 +134,7 @@ class ChannelGraph:
         if not found:
             known = ", ".join(group.name for group in self.prunable("together"))
             raise ValueError(
-                f"{pattern} matches no layer whose channels are known; there are {known}"
+                f"{pattern!r} matches no layer whose channels are known; there are {known}"
             )
         return found
 

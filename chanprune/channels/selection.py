@@ -130,8 +130,14 @@ def select_global(
         return Selection(kept, int((~stays).sum()), len(stays), threshold, at_floor)
 
     if isinstance(goal, Budget):
-        taken, stopped = take_lowest(units, floors, len(units.members), widths)
-        return _within(goal, besides, units, taken, lambda some: chosen(some, stopped))
+        order, stopped = take_lowest(units, floors, len(units.members), widths)
+        most = np.bincount(units.group[order], minlength=len(names))
+
+        def by_budget(taken: Ints) -> Selection:
+            number = np.bincount(units.group[taken], minlength=len(names))
+            return chosen(taken, [g for g in stopped if number[g] == most[g] > 0])
+
+        return _within(goal, besides, units, order, by_budget)
     wanted = math.floor(goal * len(units.members) + 1e-9)
     selection = chosen(*take_lowest(units, floors, wanted, widths))
     smallest, largest = int(units.size.min()), int(units.size.max())
@@ -206,7 +212,7 @@ def _nearby(units: Units, order: Ints, number: int) -> Iterator[Callable[[Ints],
     def instead(back: int, goes: int, taken: Ints) -> Ints:
         left = without(back, taken)
         own = np.flatnonzero(units.group == units.group[goes])
-        return np.append(left, [u for u in own[own <= goes] if u not in left])
+        return np.append(left, np.setdiff1d(own[own <= goes], left))
 
     for unit in order[:number][::-1].tolist():
         yield partial(without, unit)

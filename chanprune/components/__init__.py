@@ -15,6 +15,7 @@ from chanprune.components.options import (
     FilePath,
     Levels,
     NotNegative,
+    Options,
     PartOrAll,
     Positive,
     Share,
@@ -34,6 +35,7 @@ from chanprune.components.scan import (
     own_code,
     use,
 )
+from chanprune.components.targets import factory_of, refuse_unvouched, vouch
 
 __all__ = [
     "KINDS",
@@ -48,6 +50,7 @@ __all__ = [
     "Lt",
     "NotNegative",
     "Option",
+    "Options",
     "PartOrAll",
     "Positive",
     "Registry",
@@ -57,6 +60,7 @@ __all__ = [
     "Width",
     "criterion",
     "dataset",
+    "factory_of",
     "find",
     "imported",
     "in_use",
@@ -67,5 +71,7 @@ __all__ = [
     "known",
     "method",
     "model",
+    "refuse_unvouched",
     "use",
+    "vouch",
 ]

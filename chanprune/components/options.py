@@ -31,6 +31,7 @@ Width = Annotated[float, Gt(0), Le(64)]
 Share = Annotated[float, Ge(0), Lt(1)]
 ShareOrAll = Annotated[float, Ge(0), Le(1)]
 PartOrAll = Annotated[float, Gt(0), Le(1)]
+Options = Mapping[str, Any]
 Levels = Annotated[Sequence[PartOrAll], AfterValidator(_ascending)]
 
 # What an annotation may name, besides what its own file defines.
@@ -50,6 +51,7 @@ VOCABULARY: dict[str, Any] = {
     "ShareOrAll": ShareOrAll,
     "PartOrAll": PartOrAll,
     "Levels": Levels,
+    "Options": Options,
 }
 
 
@@ -64,7 +66,7 @@ def may_be_option(annotation: Any) -> bool:
     if origin in {list, Sequence}:
         return _is_plain(inside[0])
     if origin in {dict, Mapping}:
-        return inside[0] is str and _is_plain(inside[1])
+        return inside[0] is str and (inside[1] is Any or _is_plain(inside[1]))
     if origin is Literal:
         return all(isinstance(choice, str) for choice in inside)
     return _is_plain(annotation)

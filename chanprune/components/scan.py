@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from chanprune.components.code import digest_of
 from chanprune.components.component import KINDS, Component, components_of
 from chanprune.components.source import path_of, source_of
+from chanprune.components.targets import file_of, look_in
 from chanprune.processes.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -56,6 +56,12 @@ def own_code(config: Mapping[str, Any]) -> dict[str, str]:
     Args:
         config: The configuration of the run.
     """
+    target = config["model"].get("target")
+    path = file_of(target) if target is not None else None
+    if path is not None:
+        place = target.rpartition(":")[0]
+        module = path.stem if place.endswith(".py") else place
+        return {"name": target, "digest": digest_of([(path, module)])}
     chosen = [(kind, config[kind]) for kind in KINDS if kind in config]
     found = [find(kind, v.get("library", v.get("name", ""))) for kind, v in chosen]
     if not _in_use or all(component and not is_own(component) for component in found):
@@ -194,20 +200,14 @@ def _by_name(files: Iterator[tuple[Path, str]]) -> dict[Key, Component]:
     return found
 
 
-def _let_import_from(folder: Path) -> None:
-    """Look for modules in a folder too, behind all other places."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-
-
 def _files(name: str) -> Iterator[tuple[Path, str]]:
     """List the files of the user's components, each with the name of its module."""
     path = Path(name).expanduser()
     if path.is_dir() or path.suffix == ".py":
         path, module = path.resolve(), path.resolve().stem
-        _let_import_from(path.parent)
+        look_in(path.parent)
     else:
-        _let_import_from(Path.cwd())
+        look_in(Path.cwd())
         found, module = path_of(name), name
         if found is None:
             raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 from chanprune import components
 from chanprune.config.control import control
 from chanprune.config.recorded import NOT_RECORDED, checked_config
-from chanprune.config.schema import refuse_missing_data, validate
+from chanprune.config.schema import refuse_missing_data, validate, vouch_for_code
 from chanprune.processes.errors import UserError
 from chanprune.records.run_dir import default_dir, located
 
@@ -39,10 +39,12 @@ class Asked:
 def understood(composed: Mapping[str, Any]) -> Asked:
     """Check what is asked for; raises UserError."""
     composed, root = dict(composed), None
+    vouch_for_code(composed)
     if composed["resume"] is not None or composed["control"] is not None:
-        dataset = dict(composed["dataset"])
+        dataset, model = dict(composed["dataset"]), dict(composed["model"])
         root = dataset.pop("root", None)
-        composed["dataset"] = dataset
+        model.pop("target", None)
+        composed |= {"dataset": dataset, "model": model}
     config = validate(composed)
     apart = {key: config.pop(key) for key in NOT_RECORDED}
     run_dir = Path(apart["run"]["dir"]) if apart["run"]["dir"] else None

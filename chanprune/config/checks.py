@@ -17,6 +17,7 @@ NOUNS: dict[Any, tuple[str, str]] = {
     float: ("a number", "numbers"),
     bool: ("true or false", "true or false"),
     str: ("text", "texts"),
+    Any: ("a value", "values"),
 }
 
 

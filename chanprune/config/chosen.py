@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, create_model
 
 from chanprune import components
-from chanprune.components import Component
+from chanprune.components import Component, FilePath
 from chanprune.config.checks import Section, did_you_mean
 from chanprune.processes.errors import UserError
 
@@ -39,6 +39,8 @@ def chosen_component(kind: str, values: Mapping[str, Any]) -> Component:
 def section_of(component: Component) -> type[Section]:
     """Return the section that holds a component's options, and its name."""
     fields: dict[str, Any] = {component.key: (Literal[component.names], ...)}
+    if component.kind == "model":
+        fields["weights"] = (FilePath | None, None)
     for name, option in component.options.items():
         default = ... if option.is_required else option.default
         fields[name] = (option.annotation, Field(default, validate_default=True))

@@ -22,6 +22,7 @@ from chanprune.config import sweep
 from chanprune.config.schema import SECTIONS, not_a_section
 from chanprune.processes.errors import UserError
 
+OF_CODE = ("hydra", "components=", "model.target=")
 TRUST = "--trust-config"
 
 
@@ -43,7 +44,7 @@ def refuse_what_runs_code(
 ) -> None:
     """Refuse a user's folder if it changes how Hydra itself works, by which it runs any code.
 
-    Nor may it name components, which are imported.
+    Nor may it name components, or the factory of a network, which are imported.
 
     Raises:
         UserError: A job would be configured otherwise for Hydra than the command line asks for.
@@ -55,9 +56,7 @@ def refuse_what_runs_code(
         parts = [_hydra_part(config_name, job.overrides) for job in jobs]
     with hydra_errors(), composing(folders[:1]):
         for job, part in zip(jobs, parts, strict=True):
-            asked = [
-                o for o in job.overrides if o.lstrip("+~").startswith(("hydra", "components="))
-            ]
+            asked = [o for o in job.overrides if o.lstrip("+~").startswith(OF_CODE)]
             try:
                 expected = _hydra_part(config_name, asked)
             except HydraException:
@@ -77,7 +76,8 @@ def _hydra_part(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     job = {key: values["job"][key] for key in ("chdir", "env_set", "env_copy")}
     own = {k: v for k, v in values.items() if k not in {"runtime", "overrides"}}
     hydras = {f"hydra.{key}": value for key, value in {**own, "job": job}.items()}
-    return {**hydras, "components": config.get("components")}
+    target = OmegaConf.select(config, "model.target", throw_on_missing=False)
+    return {**hydras, "components": config.get("components"), "model.target": target}
 
 
 @contextlib.contextmanager

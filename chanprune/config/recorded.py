@@ -24,11 +24,15 @@ def checked_config(run_dir: Path) -> dict[str, Any] | None:
     """Return the configuration of the run in a directory, or None if no run of ours is there.
 
     Raises:
-        UserError: It is not what this version of the program would record.
+        UserError: It is not what this version of the program would record, or its network is made
+            by code that nobody vouched for.
     """
     recorded = recorded_config(run_dir)
     if recorded is None:
         return None
+    match recorded:
+        case {"model": {"target": str(target)}}:
+            components.refuse_unvouched(target)
     try:
         config = validate({**recorded, **NOT_RECORDED, "components": components.in_use()})
     except UserError as error:

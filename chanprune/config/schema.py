@@ -38,7 +38,9 @@ TARGETS = ("target_macs", "target_params", "target_memory")
 # The options that hold a path, beside those of components; whether they may be null.
 PATHS = {
     **dict.fromkeys(("cache.dir", "model.run", "run"), False),
-    **dict.fromkeys(("run.dir", "resume", "control_of", "components", "prune.widths"), True),
+    **dict.fromkeys(
+        ("run.dir", "model.weights", "resume", "control_of", "components", "prune.widths"), True
+    ),
 }
 
 
@@ -47,10 +49,14 @@ def _amount(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"([0-9.]+(?:e[+]?[0-9]+)?) *([kMG]?)B?", value.strip())
+    wrong = "must be a share of the whole in (0, 1], or an amount as 200M"
     try:
-        return float(match[1]) * SUFFIXES[match[2]] if match else float(value)
+        amount = float(match[1]) * SUFFIXES[match[2]] if match else float(value)
     except ValueError:
-        raise ValueError("must be a share of the whole in (0, 1], or an amount as 200M") from None
+        raise ValueError(wrong) from None
+    if amount <= 1 and not value[-1].isdigit():
+        raise ValueError(wrong)
+    return amount
 
 
 def _ascending(values: list[float]) -> list[float]:
@@ -77,10 +83,16 @@ class CacheSection(Section):
 
 
 class Compact(Section):
-    """model=compact: the compact network of a finished run, from fresh initialisation."""
+    """model=compact: the compact network of a finished run, from fresh initialisation.
+
+    Attributes:
+        target: The factory that its network is made by (model=custom), where it is one's own.
+    """
 
     name: Literal["compact"]
     run: FilePath
+    target: Text | None = None
+    weights: FilePath | None = None
 
 
 class Prune(Section):
@@ -106,8 +118,8 @@ class Prune(Section):
     recalibrate: CountOrZero
 
 
-class Finetune(Section):
-    """finetune.*: how the pruned network is trained."""
+class Train(Section):
+    """train.* and finetune.*: how the whole network, and the pruned one, are trained."""
 
     epochs: CountOrZero
     batch_size: Count
@@ -126,12 +138,6 @@ class Finetune(Section):
     precision: Literal["fp32", "bf16"]
     compile: bool
     save_every_minutes: Positive
-
-
-class Train(Finetune):
-    """train.*: how the whole network is trained."""
-
-    epochs: Count
 
 
 class _Scalars(Section):
@@ -159,6 +165,7 @@ class Evaluation(_Format):
     run: FilePath
     components: Text | None
     fidelity: Annotated[list[PartOrAll], Field(min_length=1)]
+    target: Text | None
     device: Literal["auto", "cpu", "cuda"]
 
 
@@ -171,7 +178,7 @@ SECTIONS: dict[str, type[Section] | None] = {
     "criterion": None,
     "prune": Prune,
     "train": Train,
-    "finetune": Finetune,
+    "finetune": Train,
 }
 
 
@@ -203,8 +210,18 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
             chosen[section] = chosen_component(section, values)
             kind = section_of(chosen[section])
         checked[section] = check(kind, values, f"{section}.", list(kind.model_fields))
+    for later in ("weights", "target"):
+        if checked["model"].get(later) is None and later not in config["model"]:
+            checked["model"].pop(later, None)  # as it was recorded before there was this option
     _check_together(checked, chosen)
     return checked
+
+
+def vouch_for_code(config: Mapping[str, Any]) -> None:
+    """Let this process import the factory that a command line names: model.target."""
+    model = config["model"]
+    if isinstance(model, Mapping) and model.get("target") is not None:
+        components.vouch(str(model["target"]))
 
 
 def check_evaluate(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,6 +248,11 @@ def _check_together(config: Mapping[str, Any], chosen: Mapping[str, Component]) 
     """Check what one option demands of another."""
     for kind, component in chosen.items():
         check_demands(component, config[kind], config)
+    if config["train"]["epochs"] == 0 and config["method"]["name"] != "none":
+        raise UserError(
+            "train.epochs=0 takes the weights as they are, and "
+            f"method={config['method']['name']} is about training; take method=none and a criterion"
+        )
     targets = [key for key in TARGETS if config["prune"][key] is not None]
     if len(targets) > 1:
         raise UserError(f"prune.{' and prune.'.join(targets)}: give one of them")

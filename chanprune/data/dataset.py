@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -10,7 +12,9 @@ import torch
 from chanprune.components import CountOrZero, FilePath, Ge, Gt, Le, Lt, PartOrAll
 from chanprune.data.source import MemorySource, Source, stratified, stratified_split
 from chanprune.files.digest import digest
+from chanprune.processes.errors import UserError
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STREAM_SAMPLE = 10_000
 SplitName = Literal["train", "val", "test"]
 Pixels = Annotated[int, Ge(1), Le(8192)]
@@ -38,6 +42,9 @@ class Loader:
         workers: Processes that stream.
         pad: Random crops are taken from the image with so many pixels of zeros around it.
         flip: Half of the images are mirrored.
+        mean: What is taken off an image, per channel, of values in [0, 1]; null: the mean of the
+            training images. Trained weights want what they were trained with.
+        std: What it is divided by then; null: their standard deviation.
     """
 
     image_size: Pixels | None = None
@@ -47,6 +54,8 @@ class Loader:
     workers: Annotated[int, Ge(0), Le(256)] = 2
     pad: Border = 4
     flip: bool = True
+    mean: Sequence[float] | None = None
+    std: Sequence[Annotated[float, Gt(0)]] | None = None
 
     def describe(self) -> DatasetInfo:
         """Describe the data set without reading all of its images."""
@@ -99,6 +108,11 @@ class Dataset:
     streams: bool
     notes: tuple[str, ...] = ()
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labelled images to train and to measure with."""
+        return "test" in self.splits
+
     def digest(self) -> str:
         """Return a hash of all labels and images, the same wherever they are.
 
@@ -148,8 +162,47 @@ def assemble(
     streams = num_images * channels * height * width > options.memory_limit
     if not streams:
         splits = {key: split.in_memory() for key, split in splits.items()}
-    mean, std = _statistics(splits["train"])
+    mean, std = normalisation(info, options, lambda: _statistics(splits["train"]))
     return Dataset(name, info, mean, std, splits, options, streams)
+
+
+def unlabelled(
+    name: str, info: DatasetInfo, splits: dict[SplitName, Source], options: Loader
+) -> Dataset:
+    """Make a data set whose images, if there are any, have no labels."""
+
+    def usual() -> tuple[tuple[float, ...], tuple[float, ...]]:
+        channels = info.input_shape[0]
+        return IMAGENET if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
+
+    pixels = sum(len(split.labels) for split in splits.values()) * math.prod(info.input_shape)
+    streams = pixels > options.memory_limit
+    if not streams:
+        splits = {key: split.in_memory() for key, split in splits.items()}
+    mean, std = normalisation(info, options, usual)
+    return Dataset(name, info, mean, std, splits, options, streams)
+
+
+def normalisation(
+    info: DatasetInfo,
+    options: Loader,
+    otherwise: Callable[[], tuple[tuple[float, ...], tuple[float, ...]]],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the deviation that are given, or those that are taken otherwise.
+
+    Raises:
+        UserError: There is not one of each for every channel of an image.
+    """
+    mean, std = otherwise()
+    mean = mean if options.mean is None else tuple(options.mean)
+    std = std if options.std is None else tuple(options.std)
+    channels = info.input_shape[0]
+    for key, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise UserError(
+                f"dataset.{key}={list(values)}: one for each of the {channels} channels of an image"
+            )
+    return mean, std
 
 
 def _statistics(train: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -66,13 +66,13 @@ def build_from_library(
     return network
 
 
-def load_weights(model: nn.Module, library: str, name: str, weights: str) -> list[str]:
+def load_weights(model: nn.Module, library: str | None, name: str, weights: str) -> list[str]:
     """Put trained weights into a network.
 
     Args:
         model: The network, changed in place.
-        library: "torchvision" or "timm".
-        name: The library's name of the network.
+        library: "torchvision" or "timm", where it is from there.
+        name: What it is called, there or here.
         weights: A file (.safetensors, .pth, .pt), or what the library calls its weights: for
             torchvision DEFAULT, IMAGENET1K_V1, ...; for timm the tag, or DEFAULT.
 
@@ -83,7 +83,7 @@ def load_weights(model: nn.Module, library: str, name: str, weights: str) -> lis
     Raises:
         UserError: The weights are not to be had, or do not fit.
     """
-    if weights.endswith(SUFFIXES) or Path(weights).exists():
+    if library is None or weights.endswith(SUFFIXES) or Path(weights).exists():
         state: State = read_weights(Path(weights))
     else:
         state = _fetch(library, name, weights)

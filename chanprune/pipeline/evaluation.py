@@ -51,6 +51,8 @@ def evaluate_run(
             f"{dataset.name} has {first_of(dataset.info.class_names)}; give the data that it was "
             "trained on as dataset.root=..."
         )
+    if not dataset.has_labels:
+        raise UserError(f"run={run_dir}: its data, {dataset.name}, has no labelled images")
     dataset = replace(dataset, mean=preprocessing.mean, std=preprocessing.std)
     batches = data.eval_batches(dataset, "test", batch_size=EVAL_BATCH, device=chosen)
     results = []

@@ -95,14 +95,18 @@ class Job:
         counts = count(network.model, self.input_shape)
         return Row(
             stage,
-            evaluate(network.model, self.split("val")),
-            evaluate(network.model, self.split("test")),
+            self._accuracy(network, "val"),
+            self._accuracy(network, "test"),
             network.channels,
             counts.params,
             counts.macs,
             round(seconds, 2),
             fidelity,
         )
+
+    def _accuracy(self, network: Network, split: data.SplitName) -> float | None:
+        """Return the share of a split's images that are told right; None where it has no labels."""
+        return evaluate(network.model, self.split(split)) if self.dataset.has_labels else None
 
     def cost_of_a_step(self, network: Network) -> Cost:
         """Measure what a training step of a network costs, on a copy."""
@@ -120,11 +124,14 @@ class Job:
         """Say what will be done with what."""
         sizes = {key: len(split.labels) for key, split in self.dataset.splits.items()}
         told = ", ".join(f"{size} {key}" for key, size in sizes.items())
+        on = f"{self.dataset.name} ({told})" if told else self.dataset.name
         self.record.say(
-            f"{self.config['model']['name']} on {self.dataset.name} ({told}), "
+            f"{self.config['model']['name']} on {on}, "
             f"{sum(network.widths.values())} channels in {len(network.widths)} groups may go, "
             f"on {self.device}"
         )
+        if not any(self.config[stage]["epochs"] for stage in ("train", "finetune")):
+            return
         decay = {key: self.config["train"][f"weight_decay{key}"] for key in ("", "_norm", "_bias")}
         self.record.say(
             f"weight decay: weights {decay['']:g}, batch-norm scales and shifts "

@@ -6,7 +6,7 @@ A compact network is loaded from its architecture, its plan and its tensors; no 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from chanprune.channels import (
     State,
     compact,
 )
-from chanprune.components import find, imported, in_use, is_own, use
+from chanprune.components import find, imported, in_use, is_own, use, vouch
 from chanprune.data.image import fit, pixels
 from chanprune.files.tensors import write_tensors
 from chanprune.files.writing import write_json
@@ -122,7 +122,11 @@ def _is_own(architecture: Mapping[str, Any]) -> bool:
     return found is not None and is_own(found) and imported(found) is not None
 
 
-def load(path: str | Path, components: str | None = None) -> nn.Module:
+def load(
+    path: str | Path,
+    components: str | None = None,
+    factory: Callable[..., nn.Module] | str | None = None,
+) -> nn.Module:
     """Load a compact network in eval mode.
 
     Args:
@@ -130,6 +134,8 @@ def load(path: str | Path, components: str | None = None) -> nn.Module:
         components: The module, file or folder of the user's own that has the network's code, if it
             is not one of this package's. It is imported, so it must be given here; what the files
             in `path` say of it is not enough.
+        factory: What makes the whole network, where it is one's own (model=custom): the class or
+            function, or its place as it was given. It is called, so it must be given here too.
 
     Returns:
         The network, with `input_shape` (C, H, W), `class_names`, and `preprocess`, which turns a
@@ -146,6 +152,9 @@ def load(path: str | Path, components: str | None = None) -> nn.Module:
     if components is not None:
         use(components)
     architecture = description.architecture
+    if factory is not None:
+        target = str((architecture.model_extra or {}).get("target"))
+        vouch(target if callable(factory) else factory, factory if callable(factory) else None)
     if not _is_own(architecture.model_dump()) and description.components:
         raise UserError(
             f"{folder} holds {architecture.name}, one of components={description.components}; give "

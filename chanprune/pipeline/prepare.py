@@ -69,7 +69,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     options, plan = original(config["model"])
     built_from = architecture(options, info.input_shape, len(info.class_names))
     model = build(**built_from)
-    notes = _load_weights(model, config["model"])
+    notes = () if plan.kept else _load_weights(model, config["model"])
     model = model.to(device)
     channels_last(model)
     try:
@@ -78,6 +78,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         raise UserError(str(error)) from error
     if plan.kept:
         model, graph = compact_afresh(model, graph, plan)
+        notes = _load_weights(model, config["model"])
         channels_last(model)
     try:
         graph = graph.keeping(config["prune"]["keep"])
@@ -88,8 +89,32 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     widths = {group.name: group.size for group in graph.prunable(selecting.coupled)}
     network = Network(model, graph, plan, widths)
     prepared = Prepared(dataset, network, device, (*dataset.notes, *notes), selecting, built_from)
-    _rehearse(config, prepared)
+    _refuse_missing_labels(config, dataset)
+    if config["train"]["epochs"] or config["finetune"]["epochs"]:
+        _rehearse(config, prepared)
     return prepared
+
+
+def _refuse_missing_labels(config: Mapping[str, Any], dataset: data.Dataset) -> None:
+    """Refuse what needs labelled images, or images, where there are none; raises UserError."""
+    name = config["dataset"]["name"]
+    if not dataset.has_labels:
+        for stage in ("train", "finetune"):
+            if config[stage]["epochs"]:
+                raise UserError(
+                    f"dataset={name} has no labelled images to train with; give {stage}.epochs=0, "
+                    "as python -m chanprune.prune does"
+                )
+        if make_criterion(config).needs == "labels":
+            raise UserError(
+                f"criterion={config['criterion']['name']} needs labelled images, and dataset={name}"
+                " has none; criterion=l1 needs none"
+            )
+    if not dataset.splits and config["prune"]["recalibrate"]:
+        raise UserError(
+            f"prune.recalibrate={config['prune']['recalibrate']} needs images, and dataset={name} "
+            "has none; dataset=images dataset.root=FOLDER takes images without labels"
+        )
 
 
 def make_method(config: Mapping[str, Any]) -> Method:
@@ -224,7 +249,7 @@ def _load_weights(model: nn.Module, options: Mapping[str, Any]) -> tuple[str, ..
     weights = options.get("weights")
     if weights is None:
         return ()
-    fresh = load_weights(model, options["library"], options["name"], weights)
+    fresh = load_weights(model, options.get("library"), options["name"], weights)
     note = f"weights: {weights}"
     return (note + (f"; {', '.join(fresh)} start at random" if fresh else ""),)
 

@@ -25,13 +25,13 @@ NOTES = (
 )
 
 
-def write_products(network: Network, facts: Facts, whole: Cost, job: Job) -> dict[str, Any]:
+def write_products(network: Network, facts: Facts, whole: Cost | None, job: Job) -> dict[str, Any]:
     """Write everything but checkpoints and metrics.
 
     Args:
         network: The product.
         facts: What all stages said.
-        whole: Cost of a training step of the whole network.
+        whole: Cost of a training step of the whole network; None if nothing is trained.
         job: The run.
 
     Returns:
@@ -49,7 +49,7 @@ def write_products(network: Network, facts: Facts, whole: Cost, job: Job) -> dic
         write_json(job.run_dir / "plan.json", _plan(network, facts, job))
     for chart in charts:
         draw(chart, job.run_dir, job.title)
-    notes = [*NOTES, in_words(facts.costs.values(), whole)]
+    notes = [*NOTES, in_words(facts.costs.values(), whole)] if whole else NOTES[:1]
     write_text(job.run_dir / "table.md", as_markdown(facts.rows, notes))
     write_text(job.run_dir / "table.csv", as_csv(facts.rows))
     job.record.close()
@@ -59,7 +59,7 @@ def write_products(network: Network, facts: Facts, whole: Cost, job: Job) -> dic
         "accuracy": final.test_accuracy,
         "params": final.params,
         "macs": final.macs,
-        "cost": {**costs, "whole_network_step": asdict(whole)},
+        "cost": {**costs, "whole_network_step": asdict(whole)} if whole else {},
         "stages": stages,
     }
     write_json(job.run_dir / "summary.json", summary)

@@ -60,11 +60,11 @@ def training_depends_on(config: Mapping[str, Any], prepared: Prepared) -> dict[s
     name = config["method"]["name"]
     trains_as, after_training = _said(name, "trains_as"), _said(name, "after_training")
     then_prunes = config["criterion"]["name"] != "own" and not METHODS[name].prunes
-    asked = with_retired(config)["method"]
-    own = {key: value for key, value in asked.items() if key not in after_training}
+    before = with_retired(config)
+    own = {key: value for key, value in before["method"].items() if key not in after_training}
     dataset, network = prepared.dataset, prepared.network
     options = {
-        section: {k: v for k, v in config[section].items() if k not in PLACES | WITHOUT_EFFECT}
+        section: {k: v for k, v in before[section].items() if k not in PLACES | WITHOUT_EFFECT}
         for section in ("model", "dataset")
     }
     code = own_code(config)

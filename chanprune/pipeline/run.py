@@ -48,7 +48,7 @@ def run(
         Interrupted: A signal came; the same call goes on.
     """
     cache = None
-    if cache_dir and ranks.is_first():
+    if cache_dir and ranks.is_first() and config["train"]["epochs"]:
         cache = StageCache(cache_dir, training_depends_on(config, prepared), run_dir)
     try:
         with Interruption() as interruption, quiet_writers():
@@ -85,14 +85,18 @@ def _run(job: Job, network: Network, cache: StageCache | None) -> dict[str, Any]
             job.record.say(line)
         facts += said
 
-    whole = job.cost_of_a_step(network)
+    trains = job.config["train"]["epochs"] or job.config["finetune"]["epochs"]
+    whole = job.cost_of_a_step(network) if trains else None
     passes = make_method(job.config).passes
     for turn in range(1, passes + 1):
         number = f"-{turn}" if passes > 1 else ""
         method = make_method(job.config)
         shared = cache.claim(f"train{number}", job.record, job.interruption) if cache else ALONE
-        with shared if turn == 1 else ALONE:
-            do(stages.train, method, f"train{number}")
+        if job.config["train"]["epochs"]:
+            with shared if turn == 1 else ALONE:
+                do(stages.train, method, f"train{number}")
+        else:
+            do(stages.given)
         if method.prunes:
             do(stages.settle, method, number)
         if method.converts:

@@ -28,6 +28,7 @@ RETIRED: dict[str, dict[str, Any]] = {
 
 ADDED: dict[str, dict[str, Any]] = {
     "criterion": {"name": "own"},
+    "dataset": {"mean": None, "std": None},
     "prune": {
         "target_macs": None,
         "target_params": None,

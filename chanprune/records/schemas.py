@@ -36,7 +36,9 @@ class _Record(BaseModel):
 class Architecture(_Record, extra="allow"):
     """Arguments of `models.build`: what all networks take, and options of this one."""
 
-    __pydantic_extra__: dict[str, bool | Annotated[int | float, Field(ge=0, le=2**20)] | Name]
+    __pydantic_extra__: dict[
+        str, bool | Annotated[int | float, Field(ge=0, le=2**20)] | Name | dict[str, JsonValue]
+    ]
     name: Name
     num_classes: Size
     in_channels: Size
@@ -119,8 +121,8 @@ class Cost(_Record):
 class Stage(_Record):
     """A row of a run's table."""
 
-    val_accuracy: Share
-    test_accuracy: Share
+    val_accuracy: Share | None
+    test_accuracy: Share | None
     macs: Number
     fidelity: Share = 1.0
 
@@ -128,7 +130,7 @@ class Stage(_Record):
 class Summary(_Record):
     """summary.json."""
 
-    accuracy: Share
+    accuracy: Share | None
     params: Number
     macs: Positive
     cost: dict[str, Cost]

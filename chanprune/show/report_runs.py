@@ -78,6 +78,10 @@ class Row:
         return float(np.mean([getattr(run, attribute) for run in self.runs.values()]))
 
 
+class _UnmeasuredError(Exception):
+    """A run measured no accuracy."""
+
+
 def gather(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """Read all runs below some folders; return them, and a line for each that cannot be read."""
     found, unread = [], []
@@ -89,6 +93,8 @@ def gather(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
                     unread.append(printable(f"unfinished: {path}"))
                 continue
             found.append(_run(path))
+        except _UnmeasuredError:
+            unread.append(printable(f"without accuracy, left out: {path} (its data has no labels)"))
         except (OSError, ValueError) as error:
             unread.append(printable(f"damaged, left out: {path} ({shortened(f'{error}', 200)})"))
     return found, unread
@@ -105,7 +111,10 @@ def _run(folder: Path) -> Run:
 
 
 def _reached(summary: Summary) -> tuple[float, float, int, int]:
-    return summary.final.val_accuracy, summary.accuracy, summary.params, summary.macs
+    val_accuracy = summary.final.val_accuracy
+    if val_accuracy is None or summary.accuracy is None:
+        raise _UnmeasuredError
+    return val_accuracy, summary.accuracy, summary.params, summary.macs
 
 
 def _without_seed(

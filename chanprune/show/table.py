@@ -17,8 +17,8 @@ class Row:
 
     Attributes:
         stage: What was done.
-        val_accuracy: On the held-out part of the training set, in [0, 1].
-        test_accuracy: On the test set, in [0, 1].
+        val_accuracy: On the held-out part of the training set, in [0, 1]; None without labels.
+        test_accuracy: On the test set, in [0, 1]; likewise.
         channels: Channels that could have been pruned and are left.
         params: Weights, biases, batch-norm scales and shifts.
         macs: Multiply-accumulates of convolutions and linear layers, one image.
@@ -27,8 +27,8 @@ class Row:
     """
 
     stage: str
-    val_accuracy: float
-    test_accuracy: float
+    val_accuracy: float | None
+    test_accuracy: float | None
     channels: int
     params: int
     macs: int
@@ -43,8 +43,7 @@ def as_markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
     body = [
         [
             row.stage if row.fidelity == 1 else f"at level {row.fidelity:g}",
-            f"{100 * row.val_accuracy:.2f}",
-            f"{100 * row.test_accuracy:.2f}",
+            *map(percent, (row.val_accuracy, row.test_accuracy)),
             _share(row.channels, first.channels),
             _share(row.params, first.params),
             _share(row.macs, first.macs),
@@ -52,7 +51,10 @@ def as_markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
         ]
         for row in rows
     ]
-    align = ("left", *["right"] * 6)
+    if all(row.test_accuracy is None for row in rows):
+        heads[1:3] = []
+        body = [[line[0], *line[3:]] for line in body]
+    align = ("left", *["right"] * (len(heads) - 1))
     table = tabulate(body, heads, tablefmt="github", colalign=align, disable_numparse=True)
     return "\n".join([table, "", *notes, ""])
 
@@ -77,6 +79,11 @@ def levels_by_stage(stages: Iterable[Mapping[str, Any]]) -> dict[str, list[Mappi
     for stage in stages:
         rows.setdefault(stage["stage"], []).append(stage)
     return {stage: levels for stage, levels in rows.items() if len(levels) > 1}
+
+
+def percent(accuracy: float | None) -> str:
+    """Format an accuracy in [0, 1]; nothing where none was measured."""
+    return "" if accuracy is None else f"{100 * accuracy:.2f}"
 
 
 def _share(value: int, whole: int) -> str:

@@ -37,6 +37,10 @@ ALLOWED = {
         *("methods", "criteria", "records", "show"),
     },
     "config": {"processes", "files", "channels", "components", "models", "methods", "records"},
+    "api": {
+        *("processes", "files", "channels", "components", "methods", "criteria", "records"),
+        "pipeline",
+    },
     "papers": {
         *("processes", "files", "channels", "components", "models", "data", "methods"),
         *("pipeline", "config"),

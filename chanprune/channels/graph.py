@@ -6,7 +6,7 @@ They have one file, as each is made from the other.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -136,6 +136,23 @@ class ChannelGraph:
             raise ValueError(
                 f"{pattern!r} matches no layer whose channels are known; there are {known}"
             )
+        return found
+
+    def matching_shares(self, shares: Mapping[str, float]) -> dict[str, float]:
+        """Return group -> the share that goes of it, by the first pattern that matches.
+
+        Args:
+            shares: Pattern, see `matching` -> share.
+
+        Raises:
+            ValueError: As `matching`, or a share is not in [0, 1).
+        """
+        found: dict[str, float] = {}
+        for pattern, share in shares.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"{pattern!r} is to lose {share}, which is not in [0, 1)")
+            for group in self.matching(pattern):
+                found.setdefault(group.name, share)
         return found
 
     def keeping(self, patterns: Iterable[str]) -> ChannelGraph:

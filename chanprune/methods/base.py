@@ -79,11 +79,7 @@ class PruneOptions:
             ValueError: A pattern matches nothing.
         """
         names = {each.name for each in fields(cls)} - {"budget", "shares", "widths"}
-        shares = {
-            group.name: share
-            for pattern, share in reversed(section["shares"].items())
-            for group in graph.matching(pattern)
-        }
+        shares = graph.matching_shares(section["shares"])
         return cls(**{name: section[name] for name in names}, shares=shares)
 
     def width(self, group: ChannelGroup, share: float) -> int:

@@ -52,7 +52,7 @@ def restore(description: Model, path: Path) -> tuple[nn.Module, ChannelGraph, di
     try:
         model, graph = _built(description, header)
         widths = index_widths(model, description.input_shape)
-        tensors = _read(path)
+        tensors = read_tensors(path)
         statistics = _levels(tensors, model)
         model.load_state_dict(tensors, assign=True)
         refuse_odd_indices(model, widths)
@@ -94,7 +94,7 @@ def _built(description: Model, header: Header) -> tuple[nn.Module, ChannelGraph]
     rewiring.restore(whole, description.form)
     graph = trace(whole, description.input_shape)
     small = compact(whole, graph, Plan(description.plan), check=False)
-    _compare(small.model.state_dict(), header)
+    compare(small.model.state_dict(), header)
     return small.model, small.graph
 
 
@@ -109,8 +109,8 @@ def _refuse_unseen_sizes(architecture: Architecture, header: Header) -> None:
             raise ValueError(f"model.json has {number} {what}, and no tensor is of that size")
 
 
-def _compare(state: State, header: Header) -> None:
-    """Compare a network with the header of a file; raises ValueError."""
+def compare(state: State, header: Header) -> None:
+    """Compare a network's tensors with the header of a file; raises ValueError."""
     names = {name for name in header if not name.startswith(LEVEL)}
     odd = sorted(names.symmetric_difference(state))
     if odd:
@@ -125,7 +125,8 @@ def _compare(state: State, header: Header) -> None:
             )
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of tensors, whose header was looked at."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 

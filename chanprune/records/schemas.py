@@ -110,6 +110,18 @@ class Model(_Record):
         return self
 
 
+class Made(_Record, extra="forbid"):
+    """model.json of a network of one's own that `chanprune.save` wrote."""
+
+    format: int
+    target: Name
+    options: dict[str, JsonValue]
+    plan: dict[str, Indices]
+    example: JsonValue
+    counts: Counts
+    tensors: Annotated[str, Field(max_length=64)]
+
+
 class Cost(_Record):
     """What a stage cost."""
 
@@ -219,6 +231,24 @@ def read_model(run_dir: Path) -> Model:
         raise UserError(f"there is no model in {run_dir}: {path.name} is missing") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
+
+
+def read_made(folder: Path) -> Made | None:
+    """Read model.json of a network that `chanprune.save` wrote; None if it is a run's, or missing.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    path = folder / "model.json"
+    try:
+        values = json_of(path)
+        if isinstance(values, dict) and "target" in values and values.get("format") == FORMAT:
+            return _checked(Made, values)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return None
 
 
 def read_summary(run_dir: Path) -> Summary:

@@ -1,0 +1,207 @@
+"""Trace a network, select the channels that stay, and compact it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from chanprune import channels
+from chanprune.api.origin import note_origin
+from chanprune.channels import Budget, ChannelGraph, Plan
+from chanprune.channels.budget import COSTS, Cost
+from chanprune.criteria import CRITERIA, Criterion, Subject
+from chanprune.methods import PruneOptions
+from chanprune.methods import select as select_channels
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def trace(model: nn.Module, example: Any) -> ChannelGraph:
+    """Find the channel groups of a network: channels that must go together.
+
+    Args:
+        model: The network; it is not changed. What DistributedDataParallel, DataParallel or
+            torch.compile wrapped is traced, and a warning says so.
+        example: What it is called with: (C, H, W) of one image, a tensor (N, ...), a tuple of
+            arguments, or a mapping of arguments by name.
+
+    Returns:
+        The channel graph: `graph.groups` says of each group which layers make it, and why it stays
+        whole (`fixed`) if it does.
+
+    Raises:
+        UnsupportedNetwork: The network cannot be followed; the message names the layer.
+    """
+    inner = unwrapped(model)
+    if inner is not model:
+        warnings.warn(
+            f"the network is wrapped in {type(model).__name__}; what it wraps is pruned, so wrap "
+            "the compact network again",
+            stacklevel=2,
+        )
+    return channels.trace(inner, example)
+
+
+def select(
+    model: nn.Module,
+    graph: ChannelGraph,
+    *,
+    ratio: float | None = None,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    target_memory: float | None = None,
+    criterion: str | Criterion = "l1",
+    images: Batches | Callable[[int], Batches] | None = None,
+    scope: Literal["global", "layer"] = "global",
+    coupled: Literal["together", "keep"] = "together",
+    keep: Sequence[str] = (),
+    shares: Mapping[str, float] = {},
+    round_to: int = 1,
+    min_channels: int = 1,
+    min_share: float = 0.02,
+    max_share: float = 1.0,
+    seed: int = 0,
+) -> Plan:
+    """Select the channels that stay. One of ratio and the targets is given.
+
+    Args:
+        model: The network.
+        graph: What `trace` returned of it.
+        ratio: Share of the channels that goes, in [0, 1); met to the channel.
+        target_macs: Multiply-accumulates that may be left: up to 1 a share of the network's, above
+            an amount. Met from below, within 1 %.
+        target_params: The same of parameters.
+        target_memory: The same of the bytes of parameters and of what is alive at once, for one
+            image.
+        criterion: What ranks channels: the name of a criterion (l1, l2, scale, scale_gradient,
+            taylor, lamp, median, random), or a `Criterion`.
+        images: Batches (images, labels) on the network's device, for a criterion that needs them;
+            or a function of how many images are wanted.
+        scope: Whether channels of all groups compete, or every group loses the same share.
+        coupled: Whether channels behind a residual sum go together, or stay whole.
+        keep: Regular expressions for whole names of layers that stay whole.
+        shares: Such an expression -> the share of a layer's own channels that goes.
+        round_to: Widths are multiples of this.
+        min_channels: Every group keeps at least so many.
+        min_share: Every group keeps at least this share of its channels.
+        max_share: No group loses more than this share.
+        seed: Of a random criterion.
+
+    Returns:
+        The plan: group -> the channels that stay. It holds no weights.
+
+    Raises:
+        ValueError: So many cannot go; the message says what stands in the way.
+    """
+    inner = unwrapped(model)
+    graph = graph.keeping(keep)
+    options = PruneOptions(
+        ratio or 0.0,
+        scope=scope,
+        shares=graph.matching_shares(shares),
+        min_channels=min_channels,
+        min_share=min_share,
+        max_share=max_share,
+        round_to=round_to,
+        coupled=coupled,
+        budget=_budget(inner, graph, ratio, (target_macs, target_params, target_memory)),
+    )
+    chosen = _criterion(criterion)
+    if chosen.needs == "labels" and images is None:
+        raise ValueError(f"criterion={criterion!r} needs images=, batches (images, labels)")
+    subject = Subject(inner, graph, _source(images), seed)
+    scores = chosen.scores(subject, graph.prunable(coupled))
+    return Plan(select_channels(scores, graph, options).kept)
+
+
+def compact(
+    model: nn.Module,
+    graph: ChannelGraph,
+    plan: Plan,
+    *,
+    absorb: Literal["none", "bias"] = "none",
+    check: bool = True,
+) -> nn.Module:
+    """Build the smaller network, and prove that it computes what the masked one does.
+
+    Args:
+        model: The network that was traced; it is not changed.
+        graph: Its channel graph.
+        plan: What stays.
+        absorb: "bias" adds the constants that dropped channels emit, ReLU of the shift of their
+            batch norm, to what follows; that helps where nothing is trained afterwards.
+        check: Compare with the network whose layers read zeros in place of dropped channels, on
+            random input in float64.
+
+    Returns:
+        A network of its own, in the modes of `model`. Its class is the same unless calls had to be
+        rewritten.
+
+    Raises:
+        ValueError: The plan does not fit the graph.
+        CompactionError: They differ by more than 1e-9; it names the layer where they part.
+    """
+    inner = unwrapped(model)
+    done = channels.compact(inner, graph, plan, absorb=absorb, check=check)
+    note_origin(done.model, inner, graph, graph.cut(plan).complete)
+    return done.model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return what DistributedDataParallel, DataParallel and torch.compile wrap."""
+    while (name := type(model).__name__) in WRAPPERS:
+        model = getattr(model, WRAPPERS[name])
+    return model
+
+
+WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+
+
+def _budget(
+    model: nn.Module,
+    graph: ChannelGraph,
+    ratio: float | None,
+    targets: tuple[float | None, float | None, float | None],
+) -> Budget | None:
+    given: list[tuple[Cost, float]] = [
+        (cost, target) for cost, target in zip(COSTS, targets, strict=True) if target is not None
+    ]
+    if len(given) + (ratio is not None) != 1:
+        raise ValueError("give one of ratio, target_macs, target_params and target_memory")
+    if given and not math.isfinite(given[0][1]):
+        raise ValueError(f"target_{given[0][0]}={given[0][1]} is no amount")
+    return Budget.of(model, graph, *given[0]) if given else None
+
+
+def _criterion(named: str | Criterion) -> Criterion:
+    if isinstance(named, Criterion):
+        return named
+    known = sorted(set(CRITERIA) - {"own"})
+    if named not in known:
+        raise ValueError(f"criterion={named!r}: must be one of {', '.join(known)}")
+    made: Criterion = CRITERIA[named]()
+    return made
+
+
+def _source(images: Batches | Callable[[int], Batches] | None) -> Callable[[int], Batches] | None:
+    if images is None or callable(images):
+        return images
+    return lambda number: _first(images, number)
+
+
+def _first(batches: Batches, number: int) -> Batches:
+    """Yield batches until there are about so many images."""
+    seen = 0
+    for images, labels in batches:
+        yield images, labels
+        seen += len(images)
+        if seen >= number:
+            return

@@ -36,7 +36,7 @@ def scale_scores(model: nn.Module, graph: ChannelGraph, groups: Iterable[Channel
     if groups and not any(group.norms for group in groups):
         raise ValueError(
             f"no scale tells which channels to drop: none of {first_of([g.name for g in groups])} "
-            "has a batch norm; filter_scores ranks channels by their filters"
+            "has a batch norm; criterion=l1 (filter_scores) ranks channels by their filters"
         )
 
     def scales(norm: nn.Module) -> Tensor:

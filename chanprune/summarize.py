@@ -1,4 +1,7 @@
-"""Count a network layer by layer, without data or training: `python -m chanprune.summarize`."""
+"""Count a network layer by layer, without data or training: `python -m chanprune.summarize`.
+
+Where a budget is given (prune.target_macs=0.5), it shows what that would leave of each layer.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from chanprune.config.schema import check_format, validate, vouch_for_code
 
 if TYPE_CHECKING:
     from chanprune.channels import ChannelGraph, Counts
+    from chanprune.pipeline.preview import Preview
 
 MOST_REASONS = 8
 ALIGN = ("left", "left", "right", "right", "right", "right", "right")
@@ -33,11 +37,13 @@ def summarize(composed: dict[str, Any]) -> None:
     from chanprune.channels import UnsupportedNetwork, compact, count, trace
     from chanprune.models import architecture, build_skeleton
     from chanprune.pipeline.model_file import original
+    from chanprune.pipeline.preview import preview
     from chanprune.processes.errors import UserError
 
     info = data.describe(**config["dataset"])
     options, plan = original(config["model"])
-    model = build_skeleton(**architecture(options, info.input_shape, len(info.class_names)))
+    built_from = architecture(options, info.input_shape, len(info.class_names))
+    model = build_skeleton(**built_from)
     try:
         graph = trace(model, info.input_shape)
         if plan.kept:
@@ -46,12 +52,14 @@ def summarize(composed: dict[str, Any]) -> None:
     except UnsupportedNetwork as error:
         raise UserError(str(error)) from error
     counts = count(model, info.input_shape)
+    left = preview(config, model, graph, None if plan.kept else built_from)
     if form == "json":
-        print(json.dumps(_as_json(counts, graph)))
+        print(json.dumps(_as_json(counts, graph) | _left_as_json(left)))
         return
     shape = " x ".join(str(size) for size in info.input_shape)
     print(f"{config['model']['name']} on {config['dataset']['name']} ({shape})\n")
-    print("\n".join(_lines(counts, graph, config["prune"]["coupled"])))
+    lines = _lines(counts, graph, config["prune"]["coupled"])
+    print("\n".join([*lines, *(_left_lines(left, counts) if left else [])]))
 
 
 def _as_json(counts: Counts, graph: ChannelGraph) -> dict[str, Any]:
@@ -113,6 +121,31 @@ def _channel_lines(graph: ChannelGraph, coupled: Any) -> list[str]:
     return (
         [*lines, f"  and {left} more reasons (format=json lists all groups)"] if left > 0 else lines
     )
+
+
+def _left_as_json(left: Preview | None) -> dict[str, Any]:
+    if left is None:
+        return {}
+    widths = {name: after for name, (_, after) in left.widths.items()}
+    told = {"params": left.counts.params, "macs": left.counts.macs, "widths": widths}
+    return {"left": {**told, "ranked_by": left.how}}
+
+
+def _left_lines(left: Preview, counts: Counts) -> list[str]:
+    """Say what the budget, or the criterion, would leave of each group."""
+    rows = [[name, before, after] for name, (before, after) in left.widths.items()]
+    total = [sum(row[place] for row in rows) for place in (1, 2)]  # type: ignore[misc]
+    table = tabulate([*rows, ["total", *total]], ["group", "channels", "left"], tablefmt="simple")
+    params, macs = left.counts.params, left.counts.macs
+    return [
+        "",
+        f"What would be left, ranked by {left.how}:",
+        "",
+        table,
+        "",
+        f"params {counts.params:,} -> {params:,} ({100 * (params / counts.params - 1):+.1f} %), "
+        f"MACs {counts.macs:,} -> {macs:,} ({100 * (macs / counts.macs - 1):+.1f} %)",
+    ]
 
 
 if __name__ == "__main__":

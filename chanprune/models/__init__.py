@@ -71,4 +71,5 @@ def architecture(
     """Return the arguments of `build` for a model's options and images of shape (C, H, W)."""
     in_channels, image_size, _ = input_shape
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    return {**{key: value for key, value in model.items() if key != "weights"}, **sizes}
+    given = {k: v for k, v in model.items() if k != "weights" and v is not None}
+    return {**given, **sizes}

@@ -22,8 +22,9 @@ from chanprune.channels import (
     keeping_random_numbers,
     trace,
 )
+from chanprune.channels.budget import COSTS
 from chanprune.components import find, make
-from chanprune.criteria import Criterion
+from chanprune.criteria import Criterion, Subject
 from chanprune.methods import Method, PruneOptions, select
 from chanprune.models import architecture, build, load_weights
 from chanprune.pipeline.model_file import compact_afresh, original
@@ -69,7 +70,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     options, plan = original(config["model"])
     built_from = architecture(options, info.input_shape, len(info.class_names))
     model = build(**built_from)
-    notes = () if plan.kept else _load_weights(model, config["model"])
+    notes = () if plan.kept else load_given_weights(model, config["model"])
     model = model.to(device)
     channels_last(model)
     try:
@@ -78,7 +79,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         raise UserError(str(error)) from error
     if plan.kept:
         model, graph = compact_afresh(model, graph, plan)
-        notes = _load_weights(model, config["model"])
+        notes = load_given_weights(model, config["model"])
         channels_last(model)
     try:
         graph = graph.keeping(config["prune"]["keep"])
@@ -90,8 +91,11 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     network = Network(model, graph, plan, widths)
     prepared = Prepared(dataset, network, device, (*dataset.notes, *notes), selecting, built_from)
     _refuse_missing_labels(config, dataset)
+    _refuse_unused(config)
     if config["train"]["epochs"] or config["finetune"]["epochs"]:
         _rehearse(config, prepared)
+    if config["train"]["epochs"] == 0:
+        _try_selection(config, prepared)
     return prepared
 
 
@@ -114,6 +118,21 @@ def _refuse_missing_labels(config: Mapping[str, Any], dataset: data.Dataset) -> 
         raise UserError(
             f"prune.recalibrate={config['prune']['recalibrate']} needs images, and dataset={name} "
             "has none; dataset=images dataset.root=FOLDER takes images without labels"
+        )
+
+
+def _refuse_unused(config: Mapping[str, Any]) -> None:
+    """Refuse options of a selection where no channels are selected; raises UserError."""
+    method, prune = make_method(config), config["prune"]
+    if method.prunes and not method.converts:
+        return
+    given = [key for key in ("keep", "shares") if prune[key]]
+    given += [f"target_{cost}" for cost in COSTS if prune[f"target_{cost}"] is not None]
+    if given or not config["train"]["epochs"]:
+        asked = f"prune.{given[0]} asks for" if given else "this is about"
+        raise UserError(
+            f"{asked} channels that go, and method={config['method']['name']} selects none; give a "
+            "criterion, such as criterion=l1"
         )
 
 
@@ -185,6 +204,21 @@ def _rehearse_selection(config: Mapping[str, Any], prepared: Prepared) -> None:
         select({group.name: torch.zeros(group.size) for group in groups}, network.graph, prune)
 
 
+def _try_selection(config: Mapping[str, Any], prepared: Prepared) -> None:
+    """Select channels of the network as it is given; raises UserError where that cannot be."""
+    network, criterion = prepared.network, make_criterion(config)
+    try:
+        if criterion.is_own or criterion.needs != "nothing":
+            _rehearse_selection(config, prepared)
+            return
+        options = with_budget(prepared.prune, config["prune"], network.model, network.graph)
+        subject = Subject(network.model, network.graph, seed=config["seed"])
+        scores = criterion.scores(subject, network.graph.prunable(options.coupled))
+        select(scores, network.graph, options)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def _halves(graph: ChannelGraph, prune: PruneOptions) -> Plan:
     """Keep every second channel of all that may go; and empty a group, if groups may be emptied."""
     kept: dict[str, range | list[int]] = {}
@@ -244,7 +278,7 @@ def _widths_of(run_dir: str | None, graph: ChannelGraph) -> dict[str, int] | Non
     return widths
 
 
-def _load_weights(model: nn.Module, options: Mapping[str, Any]) -> tuple[str, ...]:
+def load_given_weights(model: nn.Module, options: Mapping[str, Any]) -> tuple[str, ...]:
     """Put in the weights that the configuration asks for; return what to say about it."""
     weights = options.get("weights")
     if weights is None:

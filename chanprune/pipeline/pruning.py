@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from chanprune.channels import Absorption, Budget, ChannelGraph, Selection
 from chanprune.channels.budget import COSTS
+from chanprune.channels.selection import first_of
 from chanprune.methods import PruneOptions
 
 
@@ -45,6 +46,7 @@ class PruneReport:
         implied: Number of channels that go besides, as nothing is left that writes or reads them.
         max_error: Of the self-check, compact against masked in float64.
         absorbed: Group name -> what became of the dropped channels' constants.
+        too_narrow: Groups that stay whole as they have no smaller width that prune.round_to allows.
     """
 
     selection: Selection
@@ -52,6 +54,7 @@ class PruneReport:
     implied: int
     max_error: float
     absorbed: Mapping[str, Absorption]
+    too_narrow: Sequence[str] = ()
 
     def all_scores(self) -> list[float]:
         """Return the scores of all groups in one list."""
@@ -81,7 +84,9 @@ class PruneReport:
                 f"  emptied: {', '.join(emptied)}; {self.implied} more channels go with them"
             )
         if selection.at_floor:
-            lines.append(f"  at their floor: {', '.join(selection.at_floor)}")
+            lines.append(f"  at their floor: {first_of(selection.at_floor)}")
+        if self.too_narrow:
+            lines.append(f"  whole, as narrow as round_to allows: {first_of(self.too_narrow)}")
         return lines
 
     def to_json(self) -> dict[str, Any]:

@@ -153,7 +153,9 @@ def prune(network: Network, job: Job, method: Method, number: str) -> Outcome:
     absorbed = compact(model, graph, plan, absorb="bias", check=False)
     pruned = replace(network, graph=dropped.graph, plan=network.plan.then(plan))
     implied = network.channels - pruned.channels - selection.removed
-    report = PruneReport(selection, scores, implied, dropped.max_error, absorbed.absorbed)
+    narrow = [n for n, s in scores.items() if 1 < len(s) <= job.select.round_to]
+    checked = dropped.max_error
+    report = PruneReport(selection, scores, implied, checked, absorbed.absorbed, narrow)
     seconds = time.perf_counter() - began
     rows = []
     results = [(dropped, "pruned"), (absorbed, "pruned, constants absorbed")]

@@ -51,6 +51,7 @@ PRUNE = {
     "max_share": 1.0,
     "round_to": 1,
     "widths": None,
+    "least_squares": 0,
     "recalibrate": 0,
 }
 TINY = {

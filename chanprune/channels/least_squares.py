@@ -1,246 +1,238 @@
-"""Repair without training: layers that read pruned channels get new weights on the kept ones.
+"""Repair without training: layers get new weights, so that they put out what they did.
 
-He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017: the
-weights are a least-squares solution whose target is what the whole network's layer puts out, and
-whose inputs are those of the pruned and already repaired network, so that errors of earlier layers
-are made up for.
+He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, eq. 3:
+the weights solve a least-squares problem whose target is what the whole network's layer puts out
+and whose inputs are those of the pruned and already repaired network, so that errors of earlier
+layers are made up for; where something is added to the output, the sum is the target (section 3.3).
+
+Differs from the paper: every layer whose inputs changed is solved, not those alone that read pruned
+channels; a bias, or the running mean of the batch norm behind, is solved with the weights; and what
+the ridge holds on to are the old weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from chanprune.channels import operations as ops
+from chanprune.channels.alongside import Ahead, calls_of, early, picked, summand
 from chanprune.channels.baked import bake
+from chanprune.channels.fitting import (
+    KINDS,
+    UNCHANGED,
+    CannotBeFittedError,
+    Refit,
+    Sample,
+    fit,
+    sampled,
+)
+from chanprune.channels.gathered import Gathered
 from chanprune.channels.graph import Cut
-from chanprune.channels.layers import Layer
+from chanprune.channels.layers import Mask
 from chanprune.channels.modes import evaluating
-from chanprune.channels.operations import name_of
-from chanprune.channels.patches import inputs_at, matrix, outputs_at, places, put_matrix
 from chanprune.channels.rebuilt import with_constants
-from chanprune.channels.ridge import correction
 
-POSITIONS = 1 << 14
-NUMBERS = 1 << 26
-KINDS = (*ops.CONVOLUTIONS, *ops.TRANSPOSED, nn.Linear)
-
-
-@dataclass(frozen=True)
-class Refit:
-    """How well a layer's kept outputs are what they were, before and after its weights were solved.
-
-    Attributes:
-        before: Norm of the error at the sampled positions, relative to how much the outputs vary.
-        after: The same afterwards.
-        left: Why the layer keeps its weights; None if they are new.
-    """
-
-    before: float = 0.0
-    after: float = 0.0
-    left: str | None = None
-
-
-import os
-ALL = os.environ.get("LS_ALL", "1") == "1"
-SUMS = os.environ.get("LS_SUMS", "1") == "1"
-SYM = os.environ.get("LS_SYM", "0") == "1"
-STATS = os.environ.get("LS_STATS", "0") == "1"
+IGNORED = 1e-3  # slope of a batch norm relative to its largest
 
 
 @torch.no_grad()
 def refit(
     model: nn.Module, small: nn.Module, cut: Cut, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, Refit]:
-    parameter = next(model.parameters())
-    images = torch.cat([batch for batch, _ in batches]).to(parameter.device, parameter.dtype)
+    """Solve the weights of `small` again, layer by layer, on some hundred images.
+
+    Both networks are run once, call by call, on all images: it takes the memory of what both hold
+    at one time. Convolutions of any kind and linear layers are solved; a depthwise one too, whose
+    channels are all there but not what they were. A layer that is called several times is solved
+    for the whole network's inputs instead. Statistics of batch norms stay, but for running means
+    that take a constant: they describe what the outputs are again, so this belongs before, or in
+    place of, statistics anew.
+
+    Args:
+        model: The network before the cut; it is not changed.
+        small: The compact network, whose weights, biases and running means are changed.
+        cut: Of the graph of `model`.
+        batches: (images, labels); labels are not used.
+
+    Returns:
+        Name -> what was reached, for every layer whose outputs had changed.
+
+    Raises:
+        ValueError: There is no image; the networks are on the meta device, or take several inputs.
+    """
+    images = _all_images(model, cut, batches)
     whole = bake(model, cut.before.baked)
-    constants = {
-        name: tensor
-        for name, tensor in cut.after.constants.items()
-        if name not in dict(small.named_buffers())
-    }
-    with (
-        evaluating(model),
-        evaluating(whole),
-        evaluating(small),
-        with_constants(whole, cut.before.constants),
-        with_constants(small, constants),
-    ):
-        repair = _Repair(_Ahead(whole, cut.before.calls, images), small, cut)
+    own = dict(small.named_buffers())
+    lacking = {name: t for name, t in cut.after.constants.items() if name not in own}
+    constants = with_constants(whole, cut.before.constants), with_constants(small, lacking)
+    with evaluating(whole), evaluating(small), constants[0], constants[1]:
+        repair = _Repair(whole, small, cut, images)
         repair.run(images)
     return repair.refits
 
 
-class _Ahead(fx.Interpreter):
-    """The whole network, run call by call as far as it is asked for."""
-
-    def __init__(self, model: nn.Module, calls: fx.Graph, images: Tensor):
-        super().__init__(model, graph=calls)
-        self.args_iter: Iterator[Any] = iter([images])
-        self.left = iter(calls.nodes)
-
-    def result_of(self, node: fx.Node) -> Any:
-        """Run everything up to a call and return what it returns, before others change it."""
-        for current in self.left:
-            self.env[current] = self.run_node(current)
-            self.was = dict(self.env) if SYM else {}
-            for unused in self.user_to_last_uses.get(current, []):
-                del self.env[unused]
-            if current is node:
-                break
-        return self.env[node]
+def _all_images(model: nn.Module, cut: Cut, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    parameter = next(model.parameters())
+    if parameter.device.type == "meta":
+        raise ValueError("weights cannot be solved on the meta device, which holds no values")
+    inputs = [node for node in cut.before.calls.nodes if node.op == "placeholder"]
+    if sum(not node.args for node in inputs) > 1:
+        raise ValueError("the weights of networks with several inputs cannot be solved")
+    every = [images for images, _ in batches]
+    if not every:
+        raise ValueError("weights cannot be solved on no images")
+    images = torch.cat(every).to(parameter.device, parameter.dtype)
+    is_last = images.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+    return images.to(memory_format=torch.channels_last) if is_last else images
 
 
 class _Repair(fx.Interpreter):
-    def __init__(self, whole: _Ahead, small: nn.Module, cut: Cut):
+    """The compact network, whose layers are solved one after the other as they are called.
+
+    Attributes:
+        refits: Name of a layer -> what was reached.
+    """
+
+    def __init__(self, whole: nn.Module, small: nn.Module, cut: Cut, images: Tensor):
         super().__init__(small, graph=cut.after.calls)
-        self.whole = whole
         self.cut = cut
         self.refits: dict[str, Refit] = {}
-        self.twins = _twins(cut)
+        self.twins: dict[fx.Node, fx.Node] = {}
+        self.whole = Ahead(whole, cut.before.calls, images)
+        again = self._find_layers()
+        if again:
+            shared = _Shared(whole, small, cut, again)
+            shared.run(images)
+            for name in again:
+                self._solve(name, None, partial(shared.samples_of, name))
+
+    def _find_layers(self) -> dict[str, int]:
+        """Note what is solved and what is left; return the layers that are called several times."""
+        ours, theirs = (calls_of(graph) for graph in (self.cut.after.calls, self.cut.before.calls))
+        owners = Counter(id(p) for m in self.module.modules() for p in m._parameters.values())
+        again = {}
+        for name, layer in self.cut.after.layers.items():
+            if layer.kind not in ("conv", "linear") or name not in ours:
+                continue
+            module = self.fetch_attr(name)
+            if len(ours[name]) != len(theirs[name]):
+                self._leave(name, "the compact network calls it less often")
+            elif not isinstance(module, KINDS) or not module.weight.is_floating_point():
+                self._leave(name, "its weights are no real numbers of a plain layer")
+            elif owners[id(module.weight)] > 1:
+                self._leave(name, "it shares its weights with another layer")
+            elif len(ours[name]) > 1:
+                again[name] = len(ours[name])
+            else:
+                self.twins[ours[name][0]] = theirs[name][0]
+        return again
+
+    def _leave(self, name: str, reason: str) -> None:
+        self.refits[name] = Refit(math.nan, math.nan, reason)
+
+    def _solve(self, name: str, norm: Any, samples: Callable[[], list[Sample]]) -> None:
+        try:
+            fitted = fit(self.fetch_attr(name), norm, samples())
+        except CannotBeFittedError as error:
+            self._leave(name, str(error))
+            return
+        before = self.cut.before.layers[name]
+        if fitted.before >= UNCHANGED or not self.cut.keep[before.inputs].all():
+            self.refits[name] = fitted
 
     def run_node(self, n: fx.Node) -> Any:
-        twin = self.twins.get(n)
-        if twin is None:
-            return super().run_node(n)
-        name = str(n.target)
-        (images,) = self.map_nodes_to_values((*n.args, *n.kwargs.values()), n)
-        before, after = self.cut.before.layers[name], self.cut.after.layers[name]
-        kept = torch.from_numpy(self.cut.keep[before.outputs].nonzero()[0])
-        wanted = self.whole.result_of(twin)
-        axis = before.axis % wanted.dim()
-        wanted = wanted.index_select(axis, kept)
-        seen = images
-        if SYM:
-            seen = self.whole.was[twin.all_input_nodes[0]]
-            k_in = torch.from_numpy(self.cut.keep[before.inputs].nonzero()[0])
-            seen = seen.index_select(axis, k_in)
-        module = self.fetch_attr(name)
-        norm = self._norm(after)
-        missing = self._missing_beside(n, twin, kept, norm, axis)
-        if missing is not None and missing.shape == wanted.shape:
-            wanted = wanted + missing
-        reads_pruned = not self.cut.keep[before.inputs].all()
-        if ALL or reads_pruned:
-            self.refits[name] = _refit(module, norm, after.axis, seen, wanted)
-        if STATS and norm is not None:
-            out = module(images)
-            dims = [d for d in range(out.dim()) if d != 1]
-            norm.running_mean.copy_(out.mean(dims)); norm.running_var.copy_(out.var(dims))
-            return out
+        """Solve a layer before it is called."""
+        if n in self.twins:
+            norm = self._norm_behind(n)
+            self._solve(str(n.target), norm, partial(self._samples, n, norm))
         return super().run_node(n)
 
-    def _norm(self, layer: Layer) -> Any:
-        if layer.normalised_by is None or layer.normalised_by not in self.cut.after.layers:
-            return None
-        if self.cut.after.layers[layer.normalised_by].index is not None:
-            return None
-        return self.fetch_attr(layer.normalised_by)
+    def _samples(self, node: fx.Node, norm: Any) -> list[Sample]:
+        twin, before = self.twins[node], self.cut.before.layers[str(node.target)]
+        keep = self.cut.keep[before.outputs]
+        wanted = picked(self.whole.run_until(twin), before.axis, keep)
+        module = self.fetch_attr(str(node.target))
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        output = module(*args, **kwargs)
+        beside = self._lacking_beside(node, norm, keep, output)
+        if beside is not None:
+            wanted = wanted + beside
+        return [sampled(module, before.axis, next(iter((*args, *kwargs.values()))), output, wanted)]
 
-    def _missing_beside(self, node: fx.Node, twin: fx.Node, kept: Tensor, norm: Any, axis: int) -> Tensor | None:
-        """Return what the small network lacks in what is added to the layer's output."""
-        if not SUMS:
+    def _norm_behind(self, node: fx.Node) -> Any:
+        """Return the batch norm with running statistics that alone reads a layer's output."""
+        name = self.cut.after.layers[str(node.target)].normalised_by
+        users = list(node.users)
+        if name is None or len(users) != 1 or str(users[0].target) != name:
             return None
-        nn_ = self.cut.after.layers[str(node.target)].normalised_by
-        own, other = _summand(node, nn_), _summand(twin, nn_)
-        if own is None or other is None:
+        norm = self.fetch_attr(name)
+        is_plain = isinstance(norm, ops.BATCH_NORMS) and not isinstance(norm, Gathered)
+        is_shared = len(calls_of(self.graph)[name]) > 1
+        return norm if is_plain and norm.track_running_stats and not is_shared else None
+
+    def _lacking_beside(self, node: fx.Node, norm: Any, keep: Mask, output: Tensor) -> Any:
+        """Return what the network lacks in what is added to a layer's output, for it to make up.
+
+        It is taken back through the batch norm, except where this all but ignores its input.
+        """
+        if norm is None and self.cut.after.layers[str(node.target)].normalised_by is not None:
             return None
-        own, other = _early(self, own, self.cut.after.layers), _early(self.whole, other, self.cut.after.layers)
-        if own is None or other is None:
+        layer, layers = self.cut.before.layers[str(node.target)], self.cut.after.layers
+        own, other = (summand(n, norm is not None) for n in (node, self.twins[node]))
+        if own is None or other is None or (norm is not None and layer.axis % output.dim() != 1):
             return None
-        lacks = other.index_select(axis, kept) - own
+        ours, theirs = early(self, own, layers), early(self.whole, other, layers)
+        if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
+            return None
+        if ours.shape != output.shape or theirs.shape[layer.axis] != len(keep):
+            return None
+        lacks = picked(theirs, layer.axis, keep) - ours
         if norm is None:
             return lacks
-        slope = norm.weight / (norm.running_var + norm.eps).sqrt()
-        is_small = slope.abs() < 1e-3 * slope.abs().max()
-        lacks = lacks / slope.masked_fill(is_small, torch.inf).view(-1, *[1] * (lacks.dim() - 2))
-        return lacks
+        slope = (norm.running_var + norm.eps).rsqrt()
+        slope = slope if norm.weight is None else slope * norm.weight
+        ignored = slope.abs() <= IGNORED * slope.abs().max()
+        return lacks / slope.masked_fill(ignored, math.inf).view(-1, *[1] * (lacks.dim() - 2))
 
 
-def _summand(node: fx.Node, norm: str | None) -> fx.Node | None:
-    """Return what else is added to what a layer puts out, behind its batch norm if it has one."""
-    users = list(node.users)
-    if norm is not None and len(users) == 1 and str(users[0].target) == norm:
-        node, users = users[0], list(users[0].users)
-    if len(users) == 1 and name_of(users[0]) == "add" and len(users[0].all_input_nodes) == 2:
-        return next(source for source in users[0].all_input_nodes if source is not node)
-    return None
+class _Shared(fx.Interpreter):
+    """The whole network, watched at the layers that are called several times."""
 
+    def __init__(self, whole: nn.Module, small: nn.Module, cut: Cut, calls: Mapping[str, int]):
+        super().__init__(whole, graph=cut.before.calls)
+        self.small = small
+        self.cut = cut
+        self.calls = calls
+        self.samples: dict[str, list[Sample]] = {name: [] for name in calls}
+        self.refused: dict[str, CannotBeFittedError] = {}
 
-def _early(run: fx.Interpreter, node: fx.Node, layers: Any) -> Any:
-    """Return what a call returns that comes later; None if that cannot be had yet."""
-    if node in run.env:
-        return run.env[node]
-    if str(node.target) in layers or node.op not in ("call_module", "call_function", "call_method"):
-        return None
-    module = run.fetch_attr(str(node.target)) if node.op == "call_module" else None
-    if ops.is_in_place(node) or getattr(module, "inplace", False):
-        return None
-    if any(_early(run, source, layers) is None for source in node.all_input_nodes):
-        return None
-    run.env[node] = fx.Interpreter.run_node(run, node)
-    return run.env[node]
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note what a layer reads of the channels that stay, and what it puts out."""
+        result, name = super().call_module(target, args, kwargs), str(target)
+        if name not in self.calls:
+            return result
+        layer, module = self.cut.before.layers[name], self.small.get_submodule(name)
+        images, *others = (*args, *kwargs.values())
+        images = picked(images, layer.axis, self.cut.keep[layer.inputs])
+        wanted = picked(result, layer.axis, self.cut.keep[layer.outputs])
+        output = module(images, *others)
+        try:
+            sample = sampled(module, layer.axis, images, output, wanted, self.calls[name])
+        except CannotBeFittedError as error:
+            self.refused[name] = error
+        else:
+            self.samples[name].append(sample)
+        return result
 
-
-def _twins(cut: Cut) -> dict[fx.Node, fx.Node]:
-    """Map the calls of layers in the small network to those in the whole one."""
-    def calls(graph: fx.Graph) -> dict[str, list[fx.Node]]:
-        found: dict[str, list[fx.Node]] = {}
-        for node in graph.nodes:
-            if node.op == "call_module" and str(node.target) in cut.after.layers:
-                found.setdefault(str(node.target), []).append(node)
-        return found
-
-    ours, theirs = calls(cut.after.calls), calls(cut.before.calls)
-    return {
-        node: twin
-        for name, nodes in ours.items()
-        if cut.after.layers[name].kind in ("conv", "linear") and len(nodes) == len(theirs[name]) == 1
-        for node, twin in zip(nodes, theirs[name], strict=True)
-    }
-
-
-def _refit(module: Any, norm: Any, axis: int, images: Tensor, wanted: Tensor) -> Refit:
-    count = places(axis, wanted)
-    per = matrix(module)[0, 0].numel()
-    limit = min(int(os.environ.get("LS_POS", POSITIONS)), NUMBERS // (per * getattr(module, "groups", 1)))
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(count, generator=generator)[:limit].sort().values.to(images.device)
-    size = tuple(wanted.shape[2:]) if axis == 1 else ()
-    rows = inputs_at(module, images, size, chosen).double()
-    target = outputs_at(axis, wanted, chosen).double()
-    image = chosen * len(images) // count
-    weights = matrix(module).double()
-    groups = len(weights)
-    predicted = (rows @ weights.mT).transpose(0, 1).flatten(1)
-    if module.bias is not None:
-        predicted += module.bias
-    missing = target - predicted
-    spread = (target - target.mean(0)).norm().item() or 1.0
-    before = missing.norm().item() / spread
-    if before < 1e-5:
-        return Refit(before, before, "reads what it did")
-    split = missing.unflatten(1, (groups, -1)).transpose(0, 1).clone()
-    means = norm is not None and norm.running_mean is not None
-    delta, shift = correction(rows, split, image % 5 == 4, module.bias is not None or means)
-    new = (weights + delta).to(module.weight.dtype)
-    put_matrix(module, new)
-    rest = split
-    shift = shift.flatten()
-    if module.bias is not None:
-        module.bias += shift
-    elif means:
-        norm.running_mean -= shift
-    again = inputs_at(module, images, size, chosen).double()
-    predicted = (again @ new.double().mT).transpose(0, 1).flatten(1)
-    if module.bias is not None:
-        predicted += module.bias
-    elif means:
-        predicted += shift
-    after = (target - predicted).norm().item() / spread
-    return Refit(before, after)
+    def samples_of(self, name: str) -> list[Sample]:
+        """Return what was seen of a layer; raises CannotBeFittedError."""
+        if name in self.refused:
+            raise self.refused[name]
+        return self.samples[name]

@@ -13,7 +13,7 @@ from chanprune.channels import operations as ops
 
 def matrix(module: Any) -> Tensor:
     """Return the weights as (G, outputs of a group, inputs of a group times kernel), a copy."""
-    weight = module.weight.detach()
+    weight: Tensor = module.weight.detach()
     groups = getattr(module, "groups", 1)
     if isinstance(module, ops.TRANSPOSED):
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2)
@@ -28,16 +28,11 @@ def put_matrix(module: Any, values: Tensor) -> None:
     """Write weights as `matrix` returns them into the layer, in place."""
     weight = module.weight
     if isinstance(module, ops.TRANSPOSED):
-        groups, kernel = module.groups, weight.shape[2:]
+        kernel = weight.shape[2:]
         values = values.unflatten(2, (-1, *kernel)).transpose(1, 2).flatten(0, 1)
         weight.copy_(values.flip(tuple(range(2, values.dim()))))
     else:
         weight.copy_(values.reshape(weight.shape))
-
-
-def places(axis: int, output: Tensor) -> int:
-    """Return at how many positions there is an output, those of all images together."""
-    return output.numel() // output.shape[axis]
 
 
 def outputs_at(axis: int, output: Tensor, chosen: Tensor) -> Tensor:
@@ -48,7 +43,7 @@ def outputs_at(axis: int, output: Tensor, chosen: Tensor) -> Tensor:
         output: (N, C, ...) or (..., C).
         chosen: (M,) numbers of positions, image by image.
     """
-    if axis != 1 or output.dim() == 2:
+    if axis != 1:
         return output.reshape(-1, output.shape[-1])[chosen]
     flat = output.flatten(2)
     return flat[chosen // flat.shape[2], :, chosen % flat.shape[2]]
@@ -77,7 +72,8 @@ def inputs_at(module: Any, images: Tensor, size: tuple[int, ...], chosen: Tensor
         taps = ((along * module.dilation[dim] * step)[:, None] + taps).flatten()
         step *= padded.shape[2 + dim]
     read = padded.flatten(2)[image[:, None], :, corners[:, None] + taps]  # (M, taps, C)
-    return read.unflatten(2, (module.groups, -1)).permute(2, 0, 3, 1).flatten(2)
+    by_group: Tensor = read.unflatten(2, (module.groups, -1)).permute(2, 0, 3, 1)
+    return by_group.flatten(2)
 
 
 def _padded(module: Any, images: Tensor) -> Tensor:
@@ -87,10 +83,12 @@ def _padded(module: Any, images: Tensor) -> Tensor:
 
 
 def _spread(module: Any, images: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Put zeros between pixels and around: the plain convolution of that with stride 1 is meant."""
-    lengths = [(s - 1) * stride + 1 for s, stride in zip(images.shape[2:], module.stride, strict=True)]
+    """Put zeros between pixels and around, so that a plain convolution does the same."""
+    pixels = zip(images.shape[2:], module.stride, strict=True)
+    lengths = [(length - 1) * stride + 1 for length, stride in pixels]
     wide = images.new_zeros((*images.shape[:2], *lengths))
-    wide[(..., *(slice(None, None, stride) for stride in module.stride))] = images
+    places: Any = (..., *(slice(None, None, stride) for stride in module.stride))
+    wide[places] = images
     around: list[int] = []
     for dim in reversed(range(len(size))):
         reach = module.dilation[dim] * (module.kernel_size[dim] - 1)

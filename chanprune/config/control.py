@@ -122,7 +122,7 @@ def _macs(skeleton: Any, graph: ChannelGraph, prune: Mapping[str, Any]) -> int:
     from chanprune.channels import Plan, count_plan
     from chanprune.methods import METHODS, PruneOptions, Setting
 
-    not_of_the_selection = {"absorb", "recalibrate", "order"}
+    not_of_the_selection = {"absorb", "least_squares", "recalibrate", "order"}
     options = PruneOptions(**{k: v for k, v in prune.items() if k not in not_of_the_selection})
     method = METHODS["random"]()
     method.before_training(skeleton, graph, Setting(lr_travel=0, prune=options))

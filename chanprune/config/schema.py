@@ -80,6 +80,7 @@ class Prune(Section):
     max_share: PartOrAll
     round_to: Count
     widths: FilePath | None
+    least_squares: CountOrZero
     recalibrate: CountOrZero
 
 

@@ -178,7 +178,7 @@ def _rehearse_step(prepared: Prepared, batch_size: int) -> None:
 
 def _prune_options(config: Mapping[str, Any], graph: ChannelGraph) -> PruneOptions:
     options = dict(config["prune"])
-    for not_of_the_selection in ("absorb", "recalibrate", "order"):
+    for not_of_the_selection in ("absorb", "least_squares", "recalibrate", "order"):
         del options[not_of_the_selection]
     return PruneOptions(**{**options, "widths": _widths_of(options["widths"], graph)})
 

@@ -53,6 +53,7 @@ PRUNE = {
     "max_share": 1.0,
     "round_to": 1,
     "widths": None,
+    "least_squares": 0,
     "recalibrate": 0,
 }
 TINY: dict[str, Any] = {

@@ -57,7 +57,10 @@ RUNS = {
         "train": {"epochs": 3},
         "finetune": {"epochs": 0},
     },
-    "passes": {"method": {"name": "slimming", "passes": 2}, "prune": {"ratio": 0.2}},
+    "passes": {
+        "method": {"name": "slimming", "passes": 2},
+        "prune": {"ratio": 0.2, "least_squares": 64},
+    },
 }
 QUICK = ("slimming", "cucb")
 

@@ -22,9 +22,11 @@ from chanprune.channels.counting import (
 )
 from chanprune.channels.example import Example, example_of
 from chanprune.channels.fidelity import Fidelity, fidelity_groups, prefix_plan
+from chanprune.channels.fitting import Refit
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.indices import index_widths, refuse_odd_indices
 from chanprune.channels.layers import ChannelGroup
+from chanprune.channels.least_squares import refit
 from chanprune.channels.modes import evaluating, keeping_random_numbers
 from chanprune.channels.order import order_by
 from chanprune.channels.plan import Plan
@@ -65,6 +67,7 @@ __all__ = [
     "LayerCount",
     "NearestError",
     "Plan",
+    "Refit",
     "Scores",
     "Selection",
     "State",
@@ -90,6 +93,7 @@ __all__ = [
     "prefix_plan",
     "recalibrate",
     "rowwise_batch_norms",
+    "refit",
     "refuse_odd_indices",
     "scale_scores",
     "scatter",

@@ -115,6 +115,7 @@ class Prune(Section):
     max_share: PartOrAll
     round_to: Count
     widths: FilePath | None
+    least_squares: CountOrZero
     recalibrate: CountOrZero
 
 

@@ -114,11 +114,12 @@ def _refuse_missing_labels(config: Mapping[str, Any], dataset: data.Dataset) -> 
                 f"criterion={config['criterion']['name']} needs labelled images, and dataset={name}"
                 " has none; criterion=l1 needs none"
             )
-    if not dataset.splits and config["prune"]["recalibrate"]:
-        raise UserError(
-            f"prune.recalibrate={config['prune']['recalibrate']} needs images, and dataset={name} "
-            "has none; dataset=images dataset.root=FOLDER takes images without labels"
-        )
+    for repair in ("least_squares", "recalibrate"):
+        if not dataset.splits and config["prune"][repair]:
+            raise UserError(
+                f"prune.{repair}={config['prune'][repair]} needs images, and dataset={name} has "
+                "none; dataset=images dataset.root=FOLDER takes images without labels"
+            )
 
 
 def _refuse_unused(config: Mapping[str, Any]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from chanprune.channels import Absorption, Budget, ChannelGraph, Selection
+from chanprune.channels import Absorption, Budget, ChannelGraph, Refit, Selection
 from chanprune.channels.budget import COSTS
 from chanprune.channels.selection import first_of
 from chanprune.methods import PruneOptions
@@ -102,3 +103,21 @@ class PruneReport:
             "absorbed": {name: asdict(absorbed) for name, absorbed in self.absorbed.items()},
             "scores": {name: score.tolist() for name, score in self.scores.items()},
         }
+
+
+def told_of(refits: Mapping[str, Refit]) -> tuple[str, ...]:
+    """Return the lines on what least squares reached."""
+    new = [fitted for fitted in refits.values() if fitted.left is None]
+    left = [name for name, fitted in refits.items() if fitted.left is not None]
+    lines = []
+    if new:
+        errors = [fitted.before for fitted in new], [fitted.after for fitted in new]
+        before, after = (
+            f"{100 * max(of):.3g} % at worst, {100 * statistics.median(of):.3g} % in the middle"
+            for of in errors
+        )
+        lines.append(f"least squares: outputs of {len(new)} layers off by {before} -> {after}")
+    if left:
+        reasons = ", ".join(f"{name} ({refits[name].left})" for name in left)
+        lines.append(f"  not solved: {reasons}")
+    return tuple(lines)

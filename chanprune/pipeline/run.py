@@ -86,7 +86,7 @@ def _run(job: Job, network: Network, cache: StageCache | None) -> dict[str, Any]
         facts += said
 
     trains = job.config["train"]["epochs"] or job.config["finetune"]["epochs"]
-    whole = job.cost_of_a_step(network) if trains else None
+    cost = job.cost_of_a_step(network) if trains else None
     passes = make_method(job.config).passes
     for turn in range(1, passes + 1):
         number = f"-{turn}" if passes > 1 else ""
@@ -102,7 +102,9 @@ def _run(job: Job, network: Network, cache: StageCache | None) -> dict[str, Any]
         if method.converts:
             do(stages.convert, method)
         elif method.prunes:
+            whole = network
             do(stages.prune, method, number)
+            do(stages.refitted, whole, facts.prunings[-1], number)
             do(stages.recalibrated, number)
         do(stages.order)
         hooks = method.finetune_hooks(network.graph)
@@ -113,4 +115,4 @@ def _run(job: Job, network: Network, cache: StageCache | None) -> dict[str, Any]
             do(stages.order)
         network = replace(network, model=method.product(network.model))
         do(stages.levels, method, facts.rows[-1].stage)
-    return write_products(network, facts, whole, job) if ranks.is_first() else {}
+    return write_products(network, facts, cost, job) if ranks.is_first() else {}

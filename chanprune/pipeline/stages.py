@@ -19,6 +19,7 @@ from chanprune.channels import (
     order_by,
     prefix_plan,
     recalibrate,
+    refit,
     scale_scores,
     trace,
 )
@@ -32,7 +33,7 @@ from chanprune.pipeline.loop import train as train_epochs
 from chanprune.pipeline.network import Facts, Network
 from chanprune.pipeline.optimiser import TrainOptions
 from chanprune.pipeline.prepare import channels_last, make_criterion
-from chanprune.pipeline.pruning import PruneReport, with_budget
+from chanprune.pipeline.pruning import PruneReport, told_of, with_budget
 from chanprune.processes.errors import RunError, UserError
 from chanprune.processes.parallel import agree
 from chanprune.show.charts import Chart, Profiles, SortedScores
@@ -200,6 +201,29 @@ def _of_scores(report: PruneReport, what: str) -> list[Chart]:
         ),
         Profiles("order", "channel by channel", by_channel, what),
     ]
+
+
+def refitted(
+    network: Network, job: Job, whole: Network, pruning: PruneReport, number: str
+) -> Outcome:
+    """Solve the weights of what is left on training images, in place, if asked for.
+
+    Args:
+        network: The pruned network.
+        job: The run.
+        whole: The network before it was pruned.
+        pruning: What went.
+        number: Of the pass, as it is appended to names; "" if there is one.
+    """
+    number_of_images = job.config["prune"]["least_squares"]
+    if not number_of_images:
+        return network, Facts()
+    began = time.perf_counter()
+    images = job.training_images(number_of_images)
+    cut = whole.graph.cut(whole.graph.cut(Plan(pruning.selection.kept)).complete)
+    refits = refit(whole.model, network.model, cut, images)
+    row = job.measured(network, f"pruned, least squares{number}", time.perf_counter() - began)
+    return network, Facts(rows=(row,), lines=told_of(refits))
 
 
 def recalibrated(network: Network, job: Job, number: str) -> Outcome:

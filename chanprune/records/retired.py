@@ -36,6 +36,7 @@ ADDED: dict[str, dict[str, Any]] = {
         "scope": "global",
         "keep": [],
         "shares": {},
+        "least_squares": 0,
     },
 }
 

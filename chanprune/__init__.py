@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chanprune.api.carrying import carry
-    from chanprune.api.pruning import compact, select, trace
+    from chanprune.api.pruning import compact, refit, select, trace
     from chanprune.api.saving import load, save
     from chanprune.channels import (
         ChannelGraph,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _MODULES = {
     "api.carrying": ("carry",),
-    "api.pruning": ("compact", "select", "trace"),
+    "api.pruning": ("compact", "refit", "select", "trace"),
     "api.saving": ("load", "save"),
     "channels": (
         *("ChannelGraph", "CompactionError", "Plan", "UnsupportedNetwork", "count", "example_of"),
@@ -54,6 +54,7 @@ __all__ = [
     "extract",
     "load",
     "masked",
+    "refit",
     "save",
     "select",
     "trace",

@@ -380,6 +380,19 @@ def test_images_that_are_given_are_what_a_criterion_sees():
     assert plans[0] == plans[1]
 
 
+def test_least_squares_bring_the_outputs_back():
+    model = randomise(SMALL["residual"](), 0).eval()
+    graph = chanprune.trace(model, SMALL_SHAPE)
+    plan = chanprune.select(model, graph, ratio=0.3)
+    small = chanprune.compact(model, graph, plan).eval()
+    images = torch.randn(64, *SMALL_SHAPE)
+    with torch.no_grad():
+        before = (small(images) - model(images)).square().mean()
+        refits = chanprune.refit(model, small, graph, plan, [(images, None)])
+        after = (small(images) - model(images)).square().mean()
+    assert refits and after < 0.5 * before
+
+
 def test_everything_public_is_there_with_a_docstring():
     for name in chanprune.__all__:
         assert getattr(chanprune, name).__doc__

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from chanprune import channels
 from chanprune.api.origin import note_origin
-from chanprune.channels import Budget, ChannelGraph, Plan
+from chanprune.channels import Budget, ChannelGraph, Plan, Refit
 from chanprune.channels.budget import COSTS, Cost
 from chanprune.criteria import CRITERIA, Criterion, Subject
 from chanprune.methods import PruneOptions
@@ -149,6 +149,30 @@ def compact(
     done = channels.compact(inner, graph, plan, absorb=absorb, check=check)
     note_origin(done.model, inner, graph, graph.cut(plan).complete)
     return done.model
+
+
+def refit(
+    model: nn.Module, small: nn.Module, graph: ChannelGraph, plan: Plan, images: Batches
+) -> dict[str, Refit]:
+    """Solve the weights of a compact network again, so that its layers put out what they did.
+
+    Repair without training, by least squares on some hundred images; see
+    `chanprune.channels.refit` (He et al., ICCV 2017).
+
+    Args:
+        model: The network that was traced; it is not changed.
+        small: What `compact` made of it; its weights, biases and running means are changed.
+        graph: The network's channel graph.
+        plan: What stays.
+        images: Batches (images, labels) on the network's device; labels are not used.
+
+    Returns:
+        Layer -> the relative error of its outputs before and after.
+
+    Raises:
+        ValueError: There is no image, or the network takes several inputs.
+    """
+    return channels.refit(unwrapped(model), unwrapped(small), graph.cut(plan), images)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

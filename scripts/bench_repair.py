@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ REPAIRS = {
     "all: constants, least squares, then statistics": ("constants", "least squares", "statistics"),
 }
 STEPS = 14
+SCORES = ["as they are", "relative to their layer's mean"]
 
 
 def main() -> None:
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--root", required=True, help="the run's images")
     parser.add_argument("--images", type=int, nargs="+", default=[500])
+    parser.add_argument("--scores", nargs="+", default=SCORES, choices=SCORES, help="of L1 norms")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--other", nargs="*", default=[], help="other images: imagefolder=cifar100.zip"
@@ -77,11 +79,11 @@ def main() -> None:
     whole = accuracy(model, test)
     print(f"{config['model']['name']} after {epoch}: {100 * whole:.2f} %", flush=True)
     bench = Bench(model, shape, test, whole)
-    for coupled in ("keep", "together"):
-        graph = trace(model, shape)
-        plan = halved(model, graph, coupled, shape)
+    graph = trace(model, shape)
+    for scores, coupled in product(options.scores, ("keep", "together")):
+        plan = halved(model, graph, coupled, scores)
         share = count_plan(model, graph, plan).macs / count(model, shape).macs
-        print(f"\ncoupled={coupled}, {100 * share:.2f} % of the MACs")
+        print(f"\nL1 norms, {scores}; coupled={coupled}; {100 * share:.2f} % of the MACs")
         if coupled == "together" and graph.prunable("keep") == graph.prunable("together"):
             print("(no group is behind a sum alone: the same cut)")
             continue
@@ -93,7 +95,9 @@ def main() -> None:
         for other in options.other:
             own = [sample(foreign(other, shape, dataset), options.images[0], s) for s in range(3)]
             for name in ("statistics", "constants, least squares"):
-                bench.measure(f"{name}, images of {other}", graph, plan, REPAIRS[name], own)
+                bench.measure(
+                    f"{name}, images of {other.partition('=')[0]}", graph, plan, REPAIRS[name], own
+                )
     if torch_pruning is not None:
         against_torch_pruning(bench, sample(dataset, options.images[0], 0))
 
@@ -177,14 +181,15 @@ def bisected(pruned: Callable[[float], Any], macs: Callable[[Any], float], half:
     return best
 
 
-def halved(model: nn.Module, graph: ChannelGraph, coupled: Any, shape: tuple[int, ...]) -> Plan:
+def halved(model: nn.Module, graph: ChannelGraph, coupled: Any, kind: str) -> Plan:
     """Choose channels by the L1 norms of their filters, over all layers."""
-    groups = graph.prunable(coupled)
-    scores = filter_scores(model, graph, groups)
+    scores = filter_scores(model, graph, graph.prunable(coupled))
+    if kind != SCORES[0]:
+        scores = {name: score / score.mean() for name, score in scores.items()}
     plan: Plan = bisected(
         lambda ratio: Plan(select_global(scores, ratio=ratio).kept),
         lambda plan: count_plan(model, graph, plan).macs,
-        count(model, shape).macs / 2,
+        count(model, graph.input_shape).macs / 2,
     )
     return plan
 

@@ -52,8 +52,7 @@ def refit(
     at one time. Convolutions of any kind and linear layers are solved; a depthwise one too, whose
     channels are all there but not what they were. A layer that is called several times is solved
     for the whole network's inputs instead. Statistics of batch norms stay, but for running means
-    that take a constant: they describe what the outputs are again, so this belongs before, or in
-    place of, statistics anew.
+    that take a constant: the outputs are again what they describe.
 
     Args:
         model: The network before the cut; it is not changed.

@@ -55,7 +55,7 @@ def known(folder):
 
 def test_the_page_has_a_file_of_each_kind():
     names = [name for name, _ in FILE.findall(PAGE.read_text(encoding="utf-8"))]
-    assert len(names) == 6 and sum(name.endswith(".py") for name in names) == 3
+    assert len(names) == 8 and sum(name.endswith(".py") for name in names) == 4
 
 
 def test_a_run_of_ones_own(folder, known):
@@ -86,6 +86,17 @@ def test_a_run_of_ones_own(folder, known):
         chanprune.load(folder / "out")
     model = chanprune.load(folder / "out", components=known)
     assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
+
+
+def test_a_criterion_of_ones_own_prunes_to_a_budget(folder):
+    options = ("model=vgg11", "model.width=0.25", "dataset.image_size=32", "dataset.num_classes=10")
+    criterion = ("criterion=spread", "criterion.power=2.0", "prune.target_macs=0.5")
+    asked = call("chanprune.prune", *MINE, *options, *criterion, "run.dir=cut", cwd=folder)
+    assert asked.returncode == 0, asked.stderr
+    stages = json.loads((folder / "cut/summary.json").read_text())["stages"]
+    assert 0.495 <= stages[-1]["macs"] / stages[0]["macs"] <= 0.5
+    other = call("chanprune.prune", *MINE, *options, *criterion[:2], "criterion.powr=2", cwd=folder)
+    assert other.returncode == 2 and "criterion.powr: unknown key" in other.stderr
 
 
 def test_summarize_and_help(folder):

@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from chanprune.processes.errors import UserError, one_line
 from chanprune.records.schemas import read_plan
-from chanprune.show.report_runs import Row, Run, gather, group
+from chanprune.show.report_runs import Row, Run, gather, group, method_of
 from chanprune.show.report_table import CONFIDENCE, as_csv, baseline_of, line
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def report(
         from chanprune.show.report_figures import figures
         from chanprune.show.report_page import page
 
-        methods = [row.config["method"]["name"] for row in ordered]
+        methods = [method_of(row.config) for row in ordered]
         return page(lines, methods, _heading(rows), figures(drawn(rows)).values(), told)
     if form == "markdown":
         lines = [{k: text.replace("|", "\\|") for k, text in each.items()} for each in lines]
@@ -128,17 +128,19 @@ def _drawn(row: Row, run: Run, is_first: bool) -> Drawn:
     from chanprune.show.report_figures import Drawn
 
     dataset, model, *rest = row.name.split(" ")
-    method = row.config["method"]
+    method, prune = row.config["method"], row.config["prune"]
+    by_ratio = not any(value for key, value in prune.items() if key.startswith("target_"))
+    control = row.config.get("control", {}).get("name")
     scores, kept = _plan(run.folder) if is_first else ({}, {})
     return Drawn(
         label=" ".join(rest) or model,
         network=f"{dataset} {row.network['name']}",
-        method=f"{row.config.get('control', method)['name']}",
+        method=f"{control or method_of(row.config)}",
         macs=run.macs,
         accuracy=run.val_accuracy,
         test_accuracy=run.test_accuracy,
-        weight=_weight(method),
-        ratio=row.config["prune"].get("ratio", 0.0),
+        weight=_weight(method) if by_ratio else "",
+        ratio=prune.get("ratio", 0.0),
         scores=scores,
         kept=kept,
         by_scale=method.get("criterion", "scale") == "scale",

@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 
 from chanprune.report import draw, drawn, report
 from chanprune.show.report_figures import Drawn, figures
-from chanprune.show.report_runs import Row, Run, gather, group
+from chanprune.show.report_runs import Row, Run, gather, group, method_of
 from chanprune.show.report_table import baseline_of, difference, interval, line
 from tests.commands import call
 from tests.test_pipeline import changed
@@ -462,3 +462,10 @@ def test_an_odd_plan_is_not_drawn(passes, runs):
 def test_an_odd_sparsity_weight_is_drawn_as_the_default(weight, tmp_path):
     write(tmp_path / "run", 0.5, method={"name": "slimming", "sparsity_weight": weight})
     assert drawn(rows_of(tmp_path))[0].weight
+
+
+def test_runs_that_a_criterion_pruned_are_no_baseline():
+    method = {"name": "none"}
+    assert method_of({"method": method}) == "none"
+    assert method_of({"method": method, "criterion": {"name": "own"}}) == "none"
+    assert method_of({"method": method, "criterion": {"name": "l1"}}) == "none+l1"

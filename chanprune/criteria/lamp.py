@@ -16,7 +16,7 @@ class Lamp(Criterion):
     The longest filter of every group has score 1, so that no group is emptied before another.
 
     Args:
-        grouping: See `Criterion`.
+        grouping: Of coupled layers that make a channel, whether all of them count, or the first.
     """
 
     what = "LAMP score"

@@ -15,8 +15,8 @@ class GeometricMedian(Criterion):
     """The sum of a filter's distances to all others of its group (eq. 6).
 
     Args:
-        grouping: See `Criterion`.
-        normalise: See `Criterion`.
+        grouping: Of coupled layers that make a channel, whether all of them count, or the first.
+        normalise: What the scores of a group are divided by: their mean, their largest, or nothing.
     """
 
     what = "distance to other filters"

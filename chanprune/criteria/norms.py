@@ -14,8 +14,9 @@ class L1(Criterion):
     """The sum of |weights| of a channel's filters.
 
     Args:
-        grouping: See `Criterion`.
-        normalise: See `Criterion`; filters of different sizes have different norms.
+        grouping: Of coupled layers that make a channel, whether all of them count, or the first.
+        normalise: What the scores of a group are divided by: their mean, their largest, or nothing;
+            filters of different sizes have different norms.
     """
 
     what = "L1 norm of filters"

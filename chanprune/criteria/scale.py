@@ -15,7 +15,7 @@ class Scale(Criterion):
     """The size of a channel's batch-norm scales, as they are (Liu et al., ICCV 2017, section 3).
 
     Args:
-        normalise: See `Criterion`.
+        normalise: What the scores of a group are divided by: their mean, their largest, or nothing.
     """
 
     what = "|batch-norm scale|"
@@ -36,7 +36,7 @@ class ScaleGradient(Criterion):
     See `chanprune.channels.taylor_scores` (Molchanov et al., CVPR 2019, eq. 8).
 
     Args:
-        normalise: See `Criterion`.
+        normalise: What the scores of a group are divided by: their mean, their largest, or nothing.
         images: Number of training images.
     """
 

@@ -24,8 +24,8 @@ class Taylor(Criterion):
     cancel at a minimum.
 
     Args:
-        grouping: See `Criterion`.
-        normalise: See `Criterion`.
+        grouping: Of coupled layers that make a channel, whether all of them count, or the first.
+        normalise: What the scores of a group are divided by: their mean, their largest, or nothing.
         images: Number of training images.
     """
 

@@ -28,7 +28,8 @@ class Drawn:
         macs: Multiply-accumulates of one image.
         accuracy: On the held-out part of the training set, in [0, 1].
         test_accuracy: On the test set, in [0, 1].
-        weight: Sparsity weight or travel, in words; "" of a method without.
+        weight: Sparsity weight or travel, in words; "" of a method without, and where a budget
+            decided how many channels went.
         ratio: Share of the channels that went.
         scores: Channel group -> what its channels were chosen by; empty if nothing was pruned.
         kept: Channel group -> number of channels that stayed.

@@ -230,8 +230,19 @@ def _as_given(value: Any) -> str:
     return shortened(value if isinstance(value, str) else json.dumps(value))
 
 
+def method_of(config: Mapping[str, Any]) -> str:
+    """Name a run's method, and the criterion that chose channels in its place, if one did."""
+    method, criterion = config["method"]["name"], config.get("criterion", {}).get("name", "own")
+    return f"{method}" if criterion == "own" else f"{method}+{criterion}"
+
+
 def _names(flat: Mapping[str, Any]) -> list[str]:
-    return [str(flat[f"{section}.name"]) for section in ("dataset", "model", "method")]
+    dataset, model, method = (flat[f"{section}.name"] for section in ("dataset", "model", "method"))
+    sections = {
+        "method": {"name": method},
+        "criterion": {"name": flat.get("criterion.name", "own")},
+    }
+    return [str(dataset), str(model), method_of(sections)]
 
 
 def _kind(flat: Mapping[str, Any]) -> list[str]:

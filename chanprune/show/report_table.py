@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from chanprune.processes.texts import cell
-from chanprune.show.report_runs import Row
+from chanprune.show.report_runs import Row, method_of
 
 CONFIDENCE = 0.95
 SPLITS = ("val", "test")
@@ -81,7 +81,7 @@ def baseline_of(row: Row, rows: Sequence[Row], method: str) -> Row | None:
     same = [
         other
         for other in rows
-        if other.config["method"]["name"] == method
+        if method_of(other.config) == method
         and other.config["dataset"] == row.config["dataset"]
         and other.config["model"] == row.network
     ]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 import chanprune
 from chanprune.channels import gather
 from chanprune.processes.errors import UserError
+from tests.commands import call
 from tests.networks import SMALL, SMALL_SHAPE, randomise
 
 PAGE = Path(__file__).parents[1] / "docs" / "own_training.md"
@@ -306,6 +308,27 @@ def test_damaged_and_hostile_files_are_refused(change, message, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
+def test_the_network_of_a_run_is_saved_as_a_folder_of_its_own(tmp_path):
+    asked = call(
+        *("chanprune.prune", "model=resnet20", "model.width=0.5", "dataset=none", "run.dir=run"),
+        *("dataset.image_size=32", "dataset.num_classes=10", "prune.target_macs=0.5"),
+        cwd=tmp_path,
+    )
+    assert asked.returncode == 0, asked.stderr
+    net = chanprune.load(tmp_path / "run")
+    with torch.no_grad():
+        next(net.parameters()).add_(1)
+    chanprune.save(net, tmp_path / "own")
+    assert {p.name for p in (tmp_path / "own").iterdir()} == {
+        *("README.md", "model.json", "model.safetensors")
+    }
+    again = chanprune.load(tmp_path / "own")
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again(images), net(images))
+    assert again.class_names == net.class_names and again.input_shape == (3, 32, 32)
+    assert 'chanprune.load(".")' in (tmp_path / "own/README.md").read_text()
+
+
 def test_the_card_that_its_owner_wrote_stays(tmp_path):
     saved(tmp_path)
     (tmp_path / "README.md").write_text("mine")
@@ -398,3 +421,35 @@ def test_everything_public_is_there_with_a_docstring():
         assert getattr(chanprune, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = chanprune.nothing
+
+
+def test_the_hubs_cache_is_read(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    cache = tmp_path / "home/hub/models--user--name"
+    small = saved(cache / "snapshots" / ("a" * 40))
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs/main").write_text("a" * 40)
+    torch.manual_seed(0)
+    images = torch.randn(2, *SMALL_SHAPE)
+    torch.save((images, small.eval()(images).detach()), tmp_path / "expected.pt")
+    code = (
+        "import torch, chanprune\nfrom tests.test_api import build\n"
+        "images, expected = torch.load('expected.pt')\n"
+        "model = chanprune.load('hf://user/name', factory=build)\n"
+        "assert torch.equal(model(images), expected)\n"
+        "try:\n    chanprune.load('hf://user/other', factory=build)\n"
+        "except chanprune.UserError as error:\n    print(error)\n"
+    )
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    root = str(Path(__file__).parents[1])
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **home, "PYTHONPATH": root},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "hf://user/other could not be downloaded" in ended.stdout
+    assert ended.stdout.count("\n") == 1

@@ -21,6 +21,7 @@ from chanprune.files.digest import file_digest
 from chanprune.files.tensors import write_tensors
 from chanprune.files.writing import make_folder, write_json
 from chanprune.pipeline import model_file
+from chanprune.pipeline.model_file import save_loaded
 from chanprune.pipeline.restore import compare, read_header, read_tensors
 from chanprune.processes.errors import UserError
 from chanprune.records.schemas import FORMAT, Made, read_made
@@ -41,7 +42,7 @@ def save(
     as the plan says. It is tried here: what cannot be loaded is not saved. No pickle is written.
 
     Args:
-        small: What `compact` returned, trained further or not, or a copy of it.
+        small: What `compact` returned, or `load`, trained further or not, or a copy of it.
         folder: Where it goes; the layout is that of the Hugging Face hub.
         factory: The class or function that makes the whole network, or "package.module:name". None:
             the network's class.
@@ -52,6 +53,10 @@ def save(
     """
     small = unwrapped(small)
     origin = origin_of(small)
+    place = Path(folder)
+    if origin is None and (own := save_loaded(place, small)) is not None:
+        write_card(place, "", f"{small.input_shape}", own)
+        return
     if origin is None:
         raise UserError(
             f"this {type(small).__name__} is nothing that chanprune.compact returned, nor a copy"
@@ -69,10 +74,9 @@ def save(
         "tensors": "",
     }
     _refuse_another(small, Made.model_validate(description), origin)
-    place = Path(folder)
     make_folder(place)
     write_tensors(place / "model.safetensors", small.state_dict())
-    write_card(place, target, origin.example, counts)
+    write_card(place, target, f"{origin.example.shape}", counts)
     description["tensors"] = file_digest(place / "model.safetensors")
     write_json(place / "model.json", description)
 

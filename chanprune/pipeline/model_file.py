@@ -22,6 +22,7 @@ from chanprune.channels import (
     Plan,
     State,
     compact,
+    count,
 )
 from chanprune.components import find, imported, in_use, is_own, use, vouch
 from chanprune.data.image import fit, pixels
@@ -29,11 +30,13 @@ from chanprune.files.tensors import write_tensors
 from chanprune.files.writing import write_json
 from chanprune.pipeline.restore import LEVEL, restore
 from chanprune.processes.errors import UserError
-from chanprune.records.schemas import FORMAT, read_model
+from chanprune.records.schemas import FORMAT, Model, read_model
 from chanprune.rewiring import Form
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
+
+DESCRIPTION = "chanprune_description"
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,32 @@ def save_model(
     write_json(run_dir / "model.json", description)
 
 
+def save_loaded(folder: Path, model: nn.Module) -> Counts | None:
+    """Write what `load` returned of a run, trained further or not; None if it did not return it.
+
+    Returns:
+        What it counts.
+    """
+    description = getattr(model, DESCRIPTION, None)
+    fidelity = getattr(model, "fidelity", None)
+    if not isinstance(description, Model):
+        return None
+    counts = count(model, description.input_shape)
+    images = description.preprocess
+    save_model(
+        folder,
+        model,
+        description.architecture.model_dump(exclude_none=True),
+        Plan(description.plan),
+        Preprocessing(description.input_shape, tuple(images.mean), tuple(images.std)),
+        tuple(description.class_names),
+        counts,
+        description.form,
+        fidelity.statistics if isinstance(fidelity, Fidelity) else {},
+    )
+    return counts
+
+
 def _is_own(architecture: Mapping[str, Any]) -> bool:
     """Tell whether a network is one of the user's own components, which is imported then.
 
@@ -164,6 +193,7 @@ def load(
     fidelity = Fidelity(model, graph, statistics)
     model.fidelity = fidelity  # type: ignore[assignment]
     model.set_fidelity = fidelity.set  # type: ignore[assignment]
+    object.__setattr__(model, DESCRIPTION, description)
     images = description.preprocess
     preprocessing = Preprocessing(description.input_shape, tuple(images.mean), tuple(images.std))
     model.input_shape = description.input_shape  # type: ignore[assignment]

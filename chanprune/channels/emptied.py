@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 
 from chanprune.channels import operations as ops
+from chanprune.channels.filled import filled
 from chanprune.channels.layers import Layer, Mask
 from chanprune.channels.operations import name_of, words
 
@@ -172,12 +173,10 @@ class _Rewriting:
         copied: Call -> its copy; None if it is gone.
         zeros: The calls that are gone though their channels stay: what they emitted is zero.
         constants: Layer that becomes a constant -> the layers that its value comes from.
-        images: The first input of the copy.
     """
 
     traced_keep: Mask
     fills: bool
-    images: fx.Node
 
     def __init__(self, layers: Mapping[str, Layer], keep: Mask, codegen: CodeGen):
         self.layers = layers
@@ -249,16 +248,35 @@ class _Rewriting:
 
     def _filled(self, node: fx.Node, layer: Layer) -> fx.Node:
         """Put the layer's bias, or zeros, at every position."""
-        batch = self.calls.call_method("size", (self.images, 0))
-        sizes = [batch, *node.meta["shape"][1:]]
-        sizes[layer.axis] = int(self.keep[layer.outputs].sum())
-        if "bias" not in layer.parameters:
-            return self.calls.call_method("new_zeros", (self.images, tuple(sizes)))
-        if layer.axis % len(sizes) != 1:
-            raise ValueError(f"{layer.name} would have nothing to read")
-        self.constants[layer.name] = (layer.name,)
-        constant = self.calls.call_module(layer.name)
-        return self.calls.call_method("expand", (constant, *sizes))
+        constant, width = None, int(self.keep[layer.outputs].sum())
+        if "bias" in layer.parameters:
+            self.constants[layer.name] = (layer.name,)
+            constant = self.calls.call_module(layer.name)
+        beside = self._beside(node, layer.axis % layer.rank)
+        sizes = [self.calls.call_method("size", (beside, axis)) for axis in range(layer.rank)]
+        if layer.kind == "conv" and "windows" not in node.meta:
+            raise ValueError(f"{node} would have nothing to read, and is told what size to put out")
+        place = (layer.axis % layer.rank, width, node.meta.get("windows", ()))
+        copy = self.calls.call_function(filled, (beside, constant, tuple(sizes), *place))
+        copy.meta = dict(node.meta)
+        return copy
+
+    def _beside(self, node: fx.Node, axis: int) -> fx.Node:
+        """Return what is left and has as many positions as that which a layer would read."""
+        read = source = node.all_input_nodes[0]
+        copy = self.copied[source]
+        while copy is None or "shape" not in source.meta:
+            if copy is None and not source.meta.get("keeps_positions"):
+                raise ValueError(
+                    f"{node} would have nothing to read: the size is unknown that "
+                    f"{source} would have"
+                )
+            source = source.all_input_nodes[0]
+            copy = self.copied[source]
+        shapes = [list(each.meta["shape"]) for each in (read, source)]
+        if len({(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}) > 1:
+            raise ValueError(f"{node} would have nothing to read, and nothing is as large as that")
+        return copy
 
     def _copy_concatenation(self, node: fx.Node) -> fx.Node | None:
         tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
@@ -288,10 +306,7 @@ class _Rewriting:
             assert result is not None
             return result
 
-        copy = self.calls.node_copy(node, copied)
-        if node.op == "placeholder" and not hasattr(self, "images"):
-            self.images = copy
-        return copy
+        return self.calls.node_copy(node, copied)
 
     def _is_constant(self, node: fx.Node | None) -> bool:
         return node is not None and node.op == "call_module" and not node.args

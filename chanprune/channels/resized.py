@@ -226,7 +226,15 @@ def _for_slice(node: fx.Node, sizes: _Sizes) -> tuple[Any, ...] | None:
     return None
 
 
+def _for_filled(node: fx.Node, sizes: _Sizes) -> tuple[Any, ...] | None:
+    """Return zeros of another width (see `filled.filled`)."""
+    *others, axis, width, windows = node.args
+    left = sizes.shape(node)[axis]  # type: ignore[index]
+    return None if left == width else (node.target, *others, axis, left, windows)
+
+
 _RULES: dict[str, Any] = {
+    "chanprune.channels.filled.filled": _for_filled,
     **dict.fromkeys(_SHAPES, _for_view),
     **dict.fromkeys(_SPLITS, _for_split),
     "unflatten": _for_unflatten,

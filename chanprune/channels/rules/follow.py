@@ -55,6 +55,10 @@ _CALLS: list[tuple[frozenset[str], Rule]] = [
 _FUNCTIONS = {name: rule for names, rule in reversed(_CALLS) for name in names}
 _MOVE = (positions.moved, positions.pixel_shuffled)
 _KEEP_ZERO = (arithmetic.same, arithmetic.spatial, *_MOVE, layers.prelu)
+_KEEP_POSITIONS = (
+    *(arithmetic.same, arithmetic.gate, arithmetic.elementwise),
+    *(layers.batch_norm, layers.prelu, layers.scale, positions.joined),
+)
 _PASS_ON = (*_MOVE, positions.indexed, arithmetic.spatial, arithmetic.same)
 
 
@@ -106,6 +110,9 @@ def _visit_call(walk: Walk, node: fx.Node) -> None:
     if node.op == "call_module":
         node.meta["keeps_zero"] = rule in _KEEP_ZERO and _keeps_zero(walk.modules[str(node.target)])
     rule(walk, node)
+    node.meta["keeps_positions"] = rule in _KEEP_POSITIONS or positions.takes_channels_alone(
+        walk, node
+    )
     numbers = walk.numbers(node)
     assert numbers is None or numbers.ndim == len(shape_of(node)), node
     if rule in _PASS_ON and any(source in walk.nonzero for source in node.all_input_nodes):

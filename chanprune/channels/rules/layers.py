@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.baked import can_be_baked
+from chanprune.channels.filled import windows_of
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.layers import ChannelNumbers, Layer, constant_layer
 from chanprune.channels.plain import has_code_of_its_own, treats_channels_alone
@@ -50,6 +51,8 @@ def convolution(walk: Walk, node: fx.Node) -> None:
         rank=len(shape_of(node)),
         normalised_by=_following_norm(walk, node),
     )
+    if len(node.args) + len(node.kwargs) == 1:
+        node.meta["windows"] = windows_of(module)
     for numbers in (inputs, outputs):
         walk.numbering.divide(numbers, blocks, name)
     _keep_whole_if_asked(walk, name, inputs)

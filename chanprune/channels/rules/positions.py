@@ -166,6 +166,18 @@ def _taken(node: fx.Node, shape: torch.Size) -> dict[int, tuple[int, int]]:
     }
 
 
+def takes_channels_alone(walk: Walk, node: fx.Node) -> bool:
+    """Tell whether a call takes a part of a tensor's channels, and all of its positions."""
+    source = node.all_input_nodes[0]
+    if name_of(node) != "getitem" or isinstance(walk.channels.get(source), tuple):
+        return name_of(node) in ("getitem", "narrow", "slice")
+    numbers = walk.numbers(source)
+    axes = [] if numbers is None else axes_of(numbers)
+    return all(
+        axis in axes or part == slice(None) for axis, part in _parts(node, len(shape_of(source)))
+    )
+
+
 def _is_run(part: Any) -> bool:
     return isinstance(part, slice) and part.step in (None, 1)
 

@@ -1,5 +1,8 @@
 """A compact network computes what the masked one does: for images of any size, in both modes."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,3 +57,62 @@ def test_a_layer_without_inputs_puts_out_its_bias_at_every_position(name):
         torch.testing.assert_close(result.model(images), masked(model, cut)(images))
     again = trace(result.model, SHAPE)
     assert compact(result.model, again, Plan({"body.0": [1, 2]})).max_error <= 1e-9
+
+
+class Resized(nn.Module):
+    """Puts out as many pixels as it is given, which is read as numbers, and a scaled sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = conv_norm(3, 8), nn.Conv2d(8, 4, 1)
+        self.register_buffer("mean", torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1))
+
+    def forward(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        if x.shape[2] % 2:
+            x = F.pad(x, (0, 0, 0, 1))
+        x = self.head(self.body(F.max_pool2d(x - self.mean, 2)))
+        return F.interpolate(x, size=(2 * int(x.shape[2]), 2 * int(x.shape[3]))) * scale
+
+
+COPIES = {
+    "itself": lambda network: network,
+    "copied": copy.deepcopy,
+    "stored": lambda network: pickle.loads(pickle.dumps(network)),
+    "compiled": lambda network: torch.compile(network, backend="eager"),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_an_exported_network_takes_any_batch_and_no_other_size(how):
+    model = double(Resized())
+    graph = trace(model, SHAPE)
+    result = compact(model, graph, Plan({"body.0": [0, 3]}))
+    network, reference = (
+        COPIES[how](result.model),
+        masked(model, graph.cut(Plan({"body.0": [0, 3]}))),
+    )
+    for batch in (1, 3):
+        images = torch.randn(batch, *SHAPE, dtype=torch.float64)
+        torch.testing.assert_close(network(images), reference(images))
+    with pytest.raises(
+        ValueError, match=r"exported for .*\(any, 3, 16, 16\), not \(2, 3, 13, 16\)"
+    ):
+        network(torch.zeros(2, 3, 13, 16, dtype=torch.float64))
+
+
+def test_an_exported_network_is_pruned_again():
+    model = double(Resized())
+    first = compact(model, trace(model, SHAPE), Plan({"body.0": range(5)})).model
+    second = compact(first, trace(first, SHAPE), Plan({"body.0": [0, 3]}))
+    assert second.max_error <= 1e-9
+    with pytest.raises(ValueError, match="exported for"):
+        second.model(torch.zeros(2, 3, 13, 16, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(2.0), torch.rand(1, 4, 1, 1)])
+def test_what_is_the_same_for_all_images_has_no_batch(scale):
+    model = double(Resized())
+    graph = trace(model, (torch.empty(2, *SHAPE), scale))
+    small = compact(model, graph, plan := Plan({"body.0": [0, 3]})).model
+    given = torch.randn(5, *SHAPE, dtype=torch.float64), scale.double()
+    torch.testing.assert_close(small(*given), masked(model, graph.cut(plan))(*given))

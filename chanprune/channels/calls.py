@@ -22,6 +22,7 @@ from chanprune.channels.emptied import Constant
 from chanprune.channels.example import Example
 from chanprune.channels.modes import keeping_random_numbers, random_states
 from chanprune.channels.outputs import leaves, tensor_shapes
+from chanprune.channels.takes import Takes
 
 CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -248,7 +249,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Tell whether the module is one call."""
-        layers = (*ops.CONVOLUTIONS, *ops.TRANSPOSED, nn.Linear, *ops.BATCH_NORMS, Constant)
+        layers = (*ops.CONVOLUTIONS, *ops.TRANSPOSED, nn.Linear, *ops.BATCH_NORMS, Constant, Takes)
         return isinstance(m, layers) or super().is_leaf_module(m, module_qualified_name)
 
     def __init__(self, example: Example):

@@ -166,6 +166,13 @@ def _is_gone(node: fx.Node, traced_keep: Mask) -> bool:
     return bool(is_followed and not traced_keep[channels].any())
 
 
+def _acts(node: fx.Node) -> bool:
+    """Tell whether a call does something beside what it returns."""
+    if node.op == "call_module":
+        return node.meta.get("value", ...) is None
+    return ops.is_in_place(node)
+
+
 class _Rewriting:
     """A copy of the calls under construction.
 
@@ -219,7 +226,7 @@ class _Rewriting:
         """Return the copy without calls whose results nobody reads, and that change nothing."""
         for node in reversed(list(self.calls.nodes)):
             if not node.users and node.op not in ("placeholder", "output"):
-                if node.op != "call_module" and ops.is_in_place(node):
+                if _acts(node):
                     continue
                 self.constants.pop(str(node.target), None)
                 self.calls.erase_node(node)

@@ -111,6 +111,7 @@ class Exported:
             unused = node.op == "get_attr" or (
                 node.op == "placeholder" and is_flat and not isinstance(node.meta["val"], Tensor)
             )
+            node.meta.pop("val", None)
             if unused and not node.users:
                 calls.erase_node(node)
         return calls
@@ -222,7 +223,7 @@ def _export(network: nn.Module, example: Example) -> fx.GraphModule:
     batch = torch.export.Dim("batch", min=1)
 
     def sizes(leaf: Any) -> Any:
-        return {0: batch} if isinstance(leaf, Tensor) else None
+        return {0: batch} if isinstance(leaf, Tensor) and example.has_batch(leaf) else None
 
     shapes = pytree.tree_map(sizes, (args, kwargs))
     given = None if example.batch is None else (*shapes[0], *shapes[1].values())

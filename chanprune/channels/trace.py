@@ -133,11 +133,20 @@ def _record_by_export(model: nn.Module, example: Example, error: UnsupportedNetw
     except UnsupportedNetwork as second:
         recorded.in_training = str(second)
     else:
-        if str(training.calls) != str(exported.calls) or training.constants:
+        if _without_names(training.calls) != _without_names(exported.calls) or training.constants:
             recorded.in_training = training.calls
             recorded.plain |= training.plain
             recorded.constants |= training.constants
     return recorded
+
+
+def _without_names(calls: fx.Graph) -> list[str]:
+    """Return what is called, with numbers in place of the names of results."""
+    numbers = {node: f"#{number}" for number, node in enumerate(calls.nodes)}
+    return [
+        str((node.op, node.target, fx.node.map_arg((node.args, node.kwargs), numbers.get)))
+        for node in calls.nodes
+    ]
 
 
 def _note_channels(walk: Walk, renumbered: ChannelNumbers) -> None:

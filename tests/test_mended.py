@@ -116,3 +116,27 @@ def test_what_is_the_same_for_all_images_has_no_batch(scale):
     small = compact(model, graph, plan := Plan({"body.0": [0, 3]})).model
     given = torch.randn(5, *SHAPE, dtype=torch.float64), scale.double()
     torch.testing.assert_close(small(*given), masked(model, graph.cut(plan))(*given))
+
+
+class Counting(nn.Module):
+    """Counts its calls, and batch norms count their batches; decides by size where it is asked."""
+
+    def __init__(self, decides: bool) -> None:
+        super().__init__()
+        self.body, self.head, self.decides = conv_norm(3, 8), nn.Linear(8, 4), decides
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        if self.decides and x.shape[2] > 4:
+            x = x * 2
+        return self.head((self.body(x) + self.body(2 * x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_nothing_in_the_network_changes_while_it_is_traced(decides):
+    model = Counting(decides).train()
+    before = copy.deepcopy(model.state_dict())
+    graph = trace(model, SHAPE)
+    compact(model, graph, Plan({"body.0": [1, 2]}))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -119,7 +119,11 @@ def codegen_of(example: Example, names: list[str]) -> CodeGen:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put all attributes of all modules back afterwards, modes too; call no hooks meanwhile."""
+    """Put all attributes of all modules back afterwards, modes too; call no hooks meanwhile.
+
+    So are the values of buffers, which a forward may count in or write to.
+    """
+    values = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
     before = []
     for module in model.modules():
         own = vars(module)
@@ -134,6 +138,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             own.update(attributes)
             for key, content in contents.items():
                 _refill(own[key], content)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def _contents(container: Any) -> tuple[Any, ...]:

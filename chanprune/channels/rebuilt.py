@@ -108,8 +108,13 @@ def _put_in_order(network: nn.Module, model: nn.Module) -> None:
 
 
 def _hides_a_layer(model: nn.Module) -> bool:
-    """Tell whether a layer has the name of something that a graph module has of its own."""
-    return any(hasattr(fx.GraphModule, name) for name, _ in model.named_children())
+    """Tell whether a layer or tensor has the name of what a graph module has of its own."""
+    own = (
+        model.named_children(),
+        model.named_parameters(recurse=False),
+        model.named_buffers(recurse=False),
+    )
+    return any(hasattr(fx.GraphModule, name) for named in own for name, _ in named)
 
 
 class TwoModes(nn.Module):
@@ -123,8 +128,8 @@ class TwoModes(nn.Module):
 
     def __init__(self, root: nn.Module, in_eval: fx.Graph, in_training: fx.Graph):
         super().__init__()
-        self.calls = (in_eval, in_training)
-        for calls in self.calls:
+        self.__calls = (in_eval, in_training)
+        for calls in self.__calls:
             for node in calls.nodes:
                 if node.op in ("call_module", "get_attr"):
                     _take(self, root, str(node.target))
@@ -138,7 +143,7 @@ class TwoModes(nn.Module):
         return self._forwards[self.training](self, *args, **kwargs)
 
     def _compiled(self) -> list[Callable[..., Any]]:
-        return [_forward_of(calls) for calls in self.calls]
+        return [_forward_of(calls) for calls in self.__calls]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_forwards"}

@@ -2,13 +2,14 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chanprune.channels import Plan, compact, masked, trace
+from chanprune.channels import Plan, UnsupportedNetwork, compact, masked, trace
 from tests.networks import conv_norm, randomise
 
 SHAPE = (3, 16, 16)
@@ -140,3 +141,57 @@ def test_nothing_in_the_network_changes_while_it_is_traced(decides):
     graph = trace(model, SHAPE)
     compact(model, graph, Plan({"body.0": [1, 2]}))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Within(nn.Module):
+    """Opens a context around a layer or around a table, and shuffles channels by written sizes."""
+
+    def __init__(self, context, around: str, decides: bool) -> None:
+        super().__init__()
+        self.body, self.head = conv_norm(3, 8), nn.Conv2d(8, 4, 1)
+        self.context, self.around, self.decides = context, around, decides
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.decides and x.shape[2] > 4:
+            x = x * 2
+        with self.context():
+            table = torch.arange(x.shape[3], device=x.device) * 0.5
+            x = self.body(x) if self.around == "layer" else x
+        x = x if self.around == "layer" else self.body(x)
+        return self.head((x * table).view(-1, 2, 4, 16, 16).transpose(1, 2).flatten(1, 2))
+
+
+CONTEXTS = {
+    "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
+    "no autocast": partial(torch.autocast, "cuda", enabled=False),
+    "no_grad": torch.no_grad,
+    "set_grad_enabled": partial(torch.set_grad_enabled, False),
+    "inference_mode": torch.inference_mode,
+}
+
+
+@pytest.mark.parametrize("decides", [False, True])
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_no_context_of_the_forward_is_lost(name, decides):
+    model = Within(CONTEXTS[name], "layer", decides).eval()
+    with pytest.raises(UnsupportedNetwork, match="within torch|opens torch.inference_mode"):
+        compact(model, trace(model, SHAPE), Plan({"body.0": [0, 1]}))
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_a_table_needs_no_gradients(decides):
+    model = Within(torch.no_grad, "table", decides).double().eval()
+    assert compact(model, trace(model, SHAPE), Plan({"body.0": [0, 1]})).max_error <= 1e-9
+
+
+def test_a_network_of_its_own_class_keeps_its_contexts():
+    class Frozen(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self[0](x)
+            return self[1](x)
+
+    model = Frozen(conv_norm(3, 8), nn.Conv2d(8, 4, 1))
+    small = compact(model, trace(model, SHAPE), Plan({"0.0": [0, 1, 4]})).model
+    small(torch.randn(2, *SHAPE)).sum().backward()
+    assert small[1].weight.grad is not None and small[0][0].weight.grad is None

@@ -18,6 +18,7 @@ from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from chanprune.channels import operations as ops
+from chanprune.channels.contexts import opened, seen
 from chanprune.channels.emptied import Constant
 from chanprune.channels.example import Example
 from chanprune.channels.modes import keeping_random_numbers, random_states
@@ -168,7 +169,7 @@ def _has(model: nn.Module, name: str) -> bool:
 def _trace(model: nn.Module, example: Example) -> fx.Graph:
     tracer = _Tracer(example)
     try:
-        with keeping_random_numbers():
+        with keeping_random_numbers(), seen() as tracer.outside:
             states = random_states()
             calls = tracer.trace(model)
             if not example.is_flat:
@@ -263,6 +264,15 @@ class _Tracer(fx.Tracer):
     def __init__(self, example: Example):
         super().__init__()
         self.example = example
+        self.outside = 0
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Note the context that a call is made in."""
+        node = super().create_node(*args, **kwargs)
+        context = opened(self.outside)
+        if context is not None:
+            node.meta["context"] = context
+        return node
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -297,6 +307,8 @@ class _Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run one call."""
         result = super().run_node(n)
+        if n.op == "get_attr":
+            n.meta["is_parameter"] = isinstance(result, nn.Parameter)
         if isinstance(result, Tensor):
             n.meta["shape"] = result.shape
         else:

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, fx, nn
 
 from chanprune.channels.calls import UnsupportedNetwork, refusing
+from chanprune.channels.contexts import lost_context
 from chanprune.channels.emptied import remaining_calls
 from chanprune.channels.example import Example
 from chanprune.channels.kept import emptied, evenly, kept_mask, read_mask
@@ -269,6 +270,8 @@ class Cut:
         fills = not emptied(before.groups, self.plan)
         facts = (before.layers, self.keep, self.traced_keep, fills)
         calls, constants = remaining_calls(calls, *facts)
+        if calls is not before.calls and (lost := lost_context(before.calls)):
+            raise ValueError(f"the network that is left has to be built from its calls, but {lost}")
         if before.trains_alike:
             return calls, calls, constants
         if isinstance(before.in_training, str):

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from chanprune.channels.baked import bake, computes_its_weights
 from chanprune.channels.calls import UnsupportedNetwork, record_calls, record_training
 from chanprune.channels.example import Example
-from chanprune.channels.exported import Exported
+from chanprune.channels.exported import Exported, LostContext
 from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.layers import Axis, ChannelNumbers
 from chanprune.channels.rules.follow import follow
@@ -124,7 +124,8 @@ def _record_by_export(model: nn.Module, example: Example, error: UnsupportedNetw
     try:
         exported = Exported(model, example, training=False)
     except UnsupportedNetwork as second:
-        raise (second if example.has_plain_parts else error) from second
+        is_better = example.has_plain_parts or isinstance(second, LostContext)
+        raise (second if is_better else error) from second
     recorded = _Recorded(exported.calls, exported.calls)
     recorded.is_exported = True
     recorded.plain, recorded.constants = exported.plain, exported.constants

@@ -195,3 +195,83 @@ def test_a_network_of_its_own_class_keeps_its_contexts():
     small = compact(model, trace(model, SHAPE), Plan({"0.0": [0, 1, 4]})).model
     small(torch.randn(2, *SHAPE)).sum().backward()
     assert small[1].weight.grad is not None and small[0][0].weight.grad is None
+
+
+class Auxiliary(nn.Module):
+    """Puts out more in train mode, scaled by a number of channels if it is asked to."""
+
+    def __init__(self, by_width: bool, drops: bool = False) -> None:
+        super().__init__()
+        self.body, self.conv = conv_norm(3, 8), nn.Conv2d(8, 12, 3)
+        self.aux, self.head = nn.Linear(12, 5), nn.Linear(12, 5)
+        self.by_width, self.drops = by_width, drops
+
+    def forward(self, x: Tensor):
+        x = self.conv(self.body(x)).mean((2, 3))
+        if self.drops:
+            x = F.dropout(x)
+        if not self.training:
+            return self.head(x)
+        return self.head(x), self.aux(x) / (self.conv.out_channels if self.by_width else 12)
+
+
+def test_train_mode_is_compared_by_its_values_too():
+    plan = Plan({"conv": [0, 1, 2]})
+    for drops in (False, True):
+        model = double(Auxiliary(by_width=False, drops=drops))
+        assert compact(model, trace(model, SHAPE), plan).max_error <= 1e-9
+    model = double(Auxiliary(by_width=True))
+    message = "in train mode .* truediv is given 3 in the compact network and 12 in the whole one"
+    with pytest.raises(UnsupportedNetwork, match=message):
+        compact(model, trace(model, SHAPE), plan)
+
+
+class Ending(nn.Module):
+    """Ends as it is told to."""
+
+    def __init__(self, end) -> None:
+        super().__init__()
+        self.body, self.conv, self.head = conv_norm(3, 8), nn.Conv2d(8, 12, 3), nn.Linear(12, 5)
+        self.end = end
+        self.register_buffer("forbidden", torch.tensor([True, False, False, True, False]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self, self.conv(self.body(x)).mean((2, 3)))
+
+
+ENDINGS = {
+    "complex": lambda net, x: torch.fft.rfft(net.head(x)),
+    "infinite": lambda net, x: net.head(x).masked_fill(net.forbidden, float("-inf")),
+    "dropout in both modes": lambda net, x: net.head(F.dropout(x)),
+}
+REFUSED = {
+    "random": (lambda net, x: net.head(x + torch.randn_like(x)), "draws random numbers"),
+    "by width": (lambda net, x: net.head(x * net.head.in_features**-0.5), "mul is given 0.57"),
+    "by shape": (lambda net, x: net.head(x / net.conv.weight.shape[0]), "size of conv.weight"),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_outputs_of_any_kind_are_compared(name):
+    model = double(Ending(ENDINGS[name]))
+    assert compact(model, trace(model, SHAPE), Plan({"conv": [0, 1, 2]})).max_error <= 1e-9
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_reason_is_named_where_two_networks_differ(name):
+    end, reason = REFUSED[name]
+    model = double(Ending(end))
+    with pytest.raises(UnsupportedNetwork, match=reason):
+        compact(model, trace(model, SHAPE), Plan({"conv": [0, 1, 2]}))
+
+
+def test_hooks_that_a_network_built_from_its_calls_has_not_are_named():
+    class Shuffled(Ending):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.body(x).view(-1, 2, 4, 16, 16).transpose(1, 2).reshape(-1, 8, 16, 16)
+            return self.head(self.conv(x).mean((2, 3)))
+
+    model = double(Shuffled(None))
+    model.body.register_forward_hook(lambda module, given, output: 2 * output)
+    with pytest.raises(UnsupportedNetwork, match="body has forward hooks, which are not called"):
+        compact(model, trace(model, SHAPE), Plan({"body.0": [0, 1]}))

@@ -11,6 +11,7 @@ from chanprune.channels.batchnorm import recalibrate, rowwise_batch_norms
 from chanprune.channels.calls import UnsupportedNetwork
 from chanprune.channels.cliff import find_cliff
 from chanprune.channels.compact import Compaction, compact
+from chanprune.channels.compared import CompactionError
 from chanprune.channels.counting import (
     CONVENTIONS,
     Counts,
@@ -35,7 +36,7 @@ from chanprune.channels.selection import (
     select_global,
     select_widths,
 )
-from chanprune.channels.selfcheck import CompactionError, masked
+from chanprune.channels.selfcheck import masked
 from chanprune.channels.slicing import State, gather, narrow, scatter
 from chanprune.channels.trace import trace
 

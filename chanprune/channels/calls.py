@@ -102,6 +102,16 @@ def record_training(model: nn.Module, example: Example, calls: fx.Graph) -> fx.G
     return in_training
 
 
+def record_as_is(model: nn.Module, example: Example) -> fx.Graph:
+    """Record what a network calls in the mode that it is in, without shapes.
+
+    Raises:
+        UnsupportedNetwork: As in `record_calls`.
+    """
+    with undisturbed(model):
+        return _trace(model, example)
+
+
 def _refuse_own_tensors(calls: fx.Graph, model: nn.Module) -> None:
     for node in calls.nodes:
         if node.op == "get_attr" and not _has(model, str(node.target)):

@@ -18,13 +18,16 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 
 from chanprune.channels import operations as ops
-from chanprune.channels.filled import filled
+from chanprune.channels.filled import Windows, filled, sizes_behind
 from chanprune.channels.layers import Layer, Mask
 from chanprune.channels.operations import name_of, words
 
 
 class Constant(nn.Module):
     """One trainable number per channel, in place of a layer that has nothing to read.
+
+    It is the same in both modes: what the layer, and the batch norms behind it, put out in eval
+    mode. In train mode these norms would put out their shift alone.
 
     Args:
         bias: (C,) the numbers.
@@ -259,31 +262,33 @@ class _Rewriting:
         if "bias" in layer.parameters:
             self.constants[layer.name] = (layer.name,)
             constant = self.calls.call_module(layer.name)
-        beside = self._beside(node, layer.axis % layer.rank)
-        sizes = [self.calls.call_method("size", (beside, axis)) for axis in range(layer.rank)]
-        if layer.kind == "conv" and "windows" not in node.meta:
-            raise ValueError(f"{node} would have nothing to read, and is told what size to put out")
-        place = (layer.axis % layer.rank, width, node.meta.get("windows", ()))
-        copy = self.calls.call_function(filled, (beside, constant, tuple(sizes), *place))
+        axis = layer.axis % layer.rank
+        beside, windows = self._beside(node, axis)
+        sizes = [self.calls.call_method("size", (beside, dim)) for dim in range(layer.rank)]
+        given = (beside, constant, tuple(sizes), axis, width, windows)
+        copy = self.calls.call_function(filled, given)
         copy.meta = dict(node.meta)
         return copy
 
-    def _beside(self, node: fx.Node, axis: int) -> fx.Node:
-        """Return what is left and has as many positions as that which a layer would read."""
-        read = source = node.all_input_nodes[0]
-        copy = self.copied[source]
-        while copy is None or "shape" not in source.meta:
-            if copy is None and not source.meta.get("keeps_positions"):
-                raise ValueError(
-                    f"{node} would have nothing to read: the size is unknown that "
-                    f"{source} would have"
-                )
+    def _beside(self, node: fx.Node, axis: int) -> tuple[fx.Node, tuple[Windows, ...]]:
+        """Return what is left that tells how large a layer's output is, and what lies between."""
+        between: list[Windows] = []
+        source, is_convolution = node, self.layers[str(node.target)].kind == "conv"
+        while self.copied.get(source) is None or "shape" not in source.meta:
+            if source.meta.get("windows"):
+                between.insert(0, source.meta["windows"])
+            elif "shape" in source.meta and not (
+                source.meta.get("keeps_positions") or (source is node and not is_convolution)
+            ):
+                raise ValueError(f"{node} would have nothing to read, and {source} has no size")
             source = source.all_input_nodes[0]
-            copy = self.copied[source]
-        shapes = [list(each.meta["shape"]) for each in (read, source)]
-        if len({(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}) > 1:
+        sizes = sizes_behind(source.meta["shape"], between)
+        wanted = list(node.meta["shape"])
+        if [*sizes[:axis], *sizes[axis + 1 :]] != [*wanted[:axis], *wanted[axis + 1 :]]:
             raise ValueError(f"{node} would have nothing to read, and nothing is as large as that")
-        return copy
+        copy = self.copied[source]
+        assert copy is not None
+        return copy, tuple(between)
 
     def _copy_concatenation(self, node: fx.Node) -> fx.Node | None:
         tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]

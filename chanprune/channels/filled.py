@@ -9,6 +9,8 @@ from torch import Tensor
 
 from chanprune.channels import operations as ops
 
+Windows = tuple[tuple[int, int, int], ...]
+
 
 def filled(
     like: Tensor,
@@ -16,28 +18,35 @@ def filled(
     sizes: Sequence[int],
     axis: int,
     width: int,
-    windows: Sequence[tuple[int, int, int]],
+    windows: Sequence[Windows],
 ) -> Tensor:
     """Return what a layer puts out that has nothing to read: its constant at every position.
 
     Args:
         like: Decides the type and the device.
         constant: (1, C, 1, ...); None: zeros.
-        sizes: Of what the layer would read.
+        sizes: Of a tensor in front of the layer.
         axis: Dimension of the channels.
         width: Number of channels, of zeros.
-        windows: Of a convolution, for each dimension of positions (`windows_of`).
+        windows: Of each convolution that lies between, and of the layer if it is one.
     """
-    wanted = list(sizes)
-    for dim, (up, offset, down) in enumerate(windows, start=2):
-        wanted[dim] = (sizes[dim] * up + offset) // down + 1
+    wanted = sizes_behind(sizes, windows)
     wanted[axis] = width if constant is None else -1
     if constant is None:
         return like.new_zeros(wanted)
     return constant.movedim(1, axis).expand(wanted)
 
 
-def windows_of(module: Any) -> tuple[tuple[int, int, int], ...]:
+def sizes_behind(sizes: Sequence[int], windows: Sequence[Windows]) -> list[int]:
+    """Return the sizes of what convolutions make of a tensor; its channels stay as many."""
+    wanted = list(sizes)
+    for of_dims in windows:
+        for dim, (up, offset, down) in enumerate(of_dims, start=2):
+            wanted[dim] = (wanted[dim] * up + offset) // down + 1
+    return wanted
+
+
+def windows_of(module: Any) -> Windows:
     """Return the (up, offset, down) of a convolution's size (size * up + offset) // down + 1."""
     found = []
     for dim, kernel in enumerate(module.kernel_size):

@@ -8,7 +8,6 @@ that slices tensors.
 from chanprune.channels.absorb import Absorption
 from chanprune.channels.bank import Bank, Change
 from chanprune.channels.batchnorm import recalibrate, rowwise_batch_norms
-from chanprune.channels.calls import UnsupportedNetwork
 from chanprune.channels.cliff import find_cliff
 from chanprune.channels.compact import Compaction, compact
 from chanprune.channels.compared import CompactionError
@@ -28,6 +27,7 @@ from chanprune.channels.layers import ChannelGroup
 from chanprune.channels.modes import evaluating, keeping_random_numbers
 from chanprune.channels.order import order_by
 from chanprune.channels.plan import Plan
+from chanprune.channels.refusals import UnsupportedNetwork
 from chanprune.channels.scores import filter_scores, scale_scores, taylor_scores
 from chanprune.channels.selection import (
     Scores,

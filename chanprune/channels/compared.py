@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chanprune.channels.calls import UnsupportedNetwork, first_line
 from chanprune.channels.dropout import WithoutDropout
 from chanprune.channels.outputs import leaves
+from chanprune.channels.refusals import UnsupportedNetwork, first_line
 
 TOLERANCE = 1e-9
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]

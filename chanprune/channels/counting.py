@@ -131,6 +131,8 @@ def _count(model: nn.Module, example: Example) -> Counts:
     positions: dict[str, int] = {}
     tally = Tally()
     for name, module in shapes.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # takes no hooks; counts for what calls it
+            continue
         module.register_forward_pre_hook(partial(tally.enter, name))
         module.register_forward_hook(tally.leave)
         if isinstance(module, (*ops.CONVOLUTIONS, *ops.TRANSPOSED, nn.Linear)):
@@ -143,9 +145,9 @@ def _count(model: nn.Module, example: Example) -> Counts:
             if isinstance(images, Tensor):
                 tally.hold(images)
         shapes(*args, **kwargs)
-    layers = []
+    layers, seen = [], set[int]()
     for name, module in shapes.named_modules():
-        params = sum(p.numel() for p in module.parameters(recurse=False))
+        params = sum(p.numel() for p in _unseen(module, seen).values())
         macs = tally.macs[name]
         if params or macs:
             kind, width_in, width_out = _describe(module)
@@ -169,13 +171,14 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
         small = shrunk(copied(model, device="meta"), cut)
         return replace(_count(small, graph.example), tally=None)
     after = cut.after
-    layers = []
+    layers, seen = [], set[int]()
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if not own:
             continue
         kind, inputs, outputs = _describe(module)
-        params, macs, elements = sum(p.numel() for p in own.values()), 0, 0
+        unseen = _unseen(module, seen)
+        params, macs, elements = sum(p.numel() for p in unseen.values()), 0, 0
         layer = after.layers.get(name)
         if layer is not None:
             own = {key: own[key] for key in layer.parameters if key in own}
@@ -183,7 +186,7 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
             outputs = len(layer.outputs)
             inputs = outputs if layer.kind in ("norm", "scale") else len(layer.inputs)
             kind = "constant" if layer.kind == "constant" else kind
-            params = sum(sizes.values())
+            params = sum(sizes[key] for key in unseen if key in sizes)
             if layer.kind in ("conv", "linear"):
                 macs = layer.positions * sizes["weight"]
                 elements = layer.output_positions * outputs
@@ -195,6 +198,13 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
             continue
         layers.append(LayerCount(name, kind, inputs, outputs, params, macs, elements))
     return Counts(layers)
+
+
+def _unseen(module: nn.Module, seen: set[int]) -> dict[str, nn.Parameter]:
+    """Return a module's own parameters that no module before has, and note them."""
+    own = {k: p for k, p in module.named_parameters(recurse=False) if id(p) not in seen}
+    seen.update(map(id, own.values()))
+    return own
 
 
 def executed_macs(parameters: Mapping[str, Tensor], graph: ChannelGraph) -> int:

@@ -18,9 +18,9 @@ from torch.utils import _pytree as pytree
 
 from chanprune.channels.baked import KINDS, bake, computes_its_weights
 from chanprune.channels.calls import (
-    UnsupportedNetwork,
+    Constants,
     codegen_of,
-    first_line,
+    name_of_constant,
     note_shapes,
     type_name,
     undisturbed,
@@ -37,6 +37,7 @@ from chanprune.channels.modes import copied, keeping_random_numbers, random_stat
 from chanprune.channels.operations import name_of, words
 from chanprune.channels.plain import has_code_of_its_own
 from chanprune.channels.rebuilt import with_constants
+from chanprune.channels.refusals import UnsupportedNetwork, first_line
 
 _LAYERS = words(
     """
@@ -57,16 +58,17 @@ class Exported:
 
     Attributes:
         calls: The graph.
-        constants: Tensors that the network makes itself, by the names that the graph has for them.
         plain: Names of the layers that are called as plain ones (see `baked`).
     """
 
-    def __init__(self, model: nn.Module, example: Example, training: bool):
+    def __init__(self, model: nn.Module, example: Example, constants: Constants, training: bool):
         """Record the calls.
 
         Args:
             model: The network; it is not changed.
             example: What it is called with.
+            constants: Takes the tensors that the network makes itself, by the names that the graph
+                has for them.
             training: In train mode rather than in eval mode.
 
         Raises:
@@ -75,9 +77,8 @@ class Exported:
         is_meta = any(p.device.type == "meta" for p in model.parameters())
         network = copied(model).to_empty(device="cpu") if is_meta else model
         self.model = model
-        self.mode = "training" if training else "eval"
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.constants: dict[str, Tensor] = {}
+        self.constants = constants
         self.plain: set[str] = set()
         self.device: fx.Node | None = None
         with undisturbed(network):
@@ -102,9 +103,7 @@ class Exported:
         for part in str(node.target).split("."):
             value = getattr(value, part)
         if isinstance(value, Tensor):
-            name = f"{self.mode}_constant_{len(self.constants)}"
-            self.constants[name] = value.detach().clone()
-            node.target = name
+            node.target = name_of_constant(value, self.constants)
 
     def _converted(self, graph: fx.Graph, example: Example) -> fx.Graph:
         """Return the graph with calls of layers, and its output in the network's structure."""

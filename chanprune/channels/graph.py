@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, fx, nn
 
-from chanprune.channels.calls import UnsupportedNetwork, refusing
 from chanprune.channels.contexts import lost_context
 from chanprune.channels.emptied import remaining_calls
 from chanprune.channels.example import Example
@@ -27,6 +26,7 @@ from chanprune.channels.layers import (
 )
 from chanprune.channels.operations import MULTIPLY, name_of
 from chanprune.channels.plan import Plan
+from chanprune.channels.refusals import UnsupportedNetwork, refusing
 from chanprune.channels.resized import resized
 
 KeptPositions = tuple[tuple[Axis, ChannelNumbers], ...]

@@ -9,10 +9,11 @@ import torch
 from torch import fx, nn
 
 from chanprune.channels import operations as ops
-from chanprune.channels.calls import UnsupportedNetwork, record_as_is
+from chanprune.channels.calls import record_as_is
 from chanprune.channels.compared import TOLERANCE, Inputs, compared
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.operations import name_of
+from chanprune.channels.refusals import UnsupportedNetwork
 
 
 def why(reference: nn.Module, compacted: nn.Module, cut: Cut, images: Inputs) -> str:

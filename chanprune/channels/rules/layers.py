@@ -15,7 +15,7 @@ from chanprune.channels.gathered import Gathered
 from chanprune.channels.layers import ChannelNumbers, Layer, constant_layer
 from chanprune.channels.plain import has_code_of_its_own, treats_channels_alone
 from chanprune.channels.rules.arithmetic import whole
-from chanprune.channels.rules.nodes import argument, operand, shape_of
+from chanprune.channels.rules.nodes import argument, operand, shape_of, values
 from chanprune.channels.rules.walk import Walk
 from chanprune.channels.spread import axes_of
 
@@ -153,7 +153,7 @@ def layer_norm(walk: Walk, node: fx.Node) -> None:
 
 def functional_norm(walk: Walk, node: fx.Node) -> None:
     """Keep whole what a function normalises over channels."""
-    normalised(walk, node, argument(node, 1, "normalized_shape"))
+    normalised(walk, node, values(argument(node, 1, "normalized_shape")))
 
 
 def normalised(walk: Walk, node: fx.Node, over: Any) -> None:

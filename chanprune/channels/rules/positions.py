@@ -239,6 +239,15 @@ def selected(walk: Walk, node: fx.Node) -> None:
     walk.put(node, numbers)
 
 
+def unfolded(walk: Walk, node: fx.Node) -> None:
+    """Follow the windows of each channel, which become channels one behind the other."""
+    if len(shape_of(operand(node))) != 4:
+        whole(walk, node)
+        return
+    numbers = walk.read(operand(node), 1, label(node))
+    walk.put_along(node, numbers.repeat(shape_of(node)[1] // len(numbers)))
+
+
 def shuffled(walk: Walk, node: fx.Node) -> None:
     """Follow channels that change places in a fixed order."""
     module = walk.module(node)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from chanprune.channels.layers import ChannelNumbers, Layer
 from chanprune.channels.rules.nodes import shape_of
@@ -166,6 +166,12 @@ class Walk:
             self.numbering.unite(known[1], of_axis)
         else:
             self.tensors[bare.name] = (axes[0], of_axis)
+
+    def holds(self, name: str) -> bool:
+        """Tell whether the network has a parameter or buffer of a name; calls may read others."""
+        owner, _, last = name.rpartition(".")
+        module = self.modules.get(owner)
+        return module is not None and isinstance(getattr(module, last, None), Tensor)
 
     def _tensor(self, name: str) -> tuple[int, ...]:
         owner, _, last = name.rpartition(".")

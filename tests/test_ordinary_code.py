@@ -203,3 +203,40 @@ def test_images_of_whole_numbers_are_proven():
     images = torch.randint(0, 255, (2, *SHAPE), dtype=torch.uint8)
     whole = Scaled().eval()
     assert compact(whole, trace(whole, images), Plan({"net.0.0": [0, 3]})).max_error <= 1e-9
+
+
+def test_the_layout_of_the_weights_stays():
+    model = Between(lambda net, x: x).to(memory_format=torch.channels_last).eval()
+    small = compact(model, trace(model, SHAPE), Plan({"body.0": range(5)})).model
+    weights = [p for p in small.parameters() if p.dim() == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    assert not small.conv[0].weight.is_contiguous()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_what_cannot_be_counted_is_named():
+    class NeedsTwo(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mean((2, 3)).squeeze()[:, :2]
+
+    with pytest.raises(UnsupportedNetwork, match="NeedsTwo cannot be counted"):
+        count(NeedsTwo(nn.Conv2d(3, 4, 1)), SHAPE)
+    scripted = Between(lambda net, x: net.layer(x), layer=torch.jit.script(nn.Conv2d(16, 16, 1)))
+    plain = Between(lambda net, x: net.layer(x), layer=nn.Conv2d(16, 16, 1))
+    assert count(scripted, SHAPE).macs == count(plain, SHAPE).macs
+
+
+def test_a_mask_for_all_images_does_not_double_what_is_counted():
+    class Masked(nn.Sequential):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(x * mask)
+
+    model = Masked(conv_norm(3, 8), nn.Conv2d(8, 4, 1))
+    example = torch.empty(2, *SHAPE), torch.ones(1, 1, 16, 16)
+    graph = trace(model, example)
+    counted = count(model, example).macs
+    assert (
+        counted
+        == count_plan(model, graph, Plan({})).macs
+        == count(nn.Sequential(*model), SHAPE).macs
+    )

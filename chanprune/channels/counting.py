@@ -28,6 +28,7 @@ from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.layers import Layer
 from chanprune.channels.modes import copied
 from chanprune.channels.plan import Plan
+from chanprune.channels.refusals import UnsupportedNetwork, first_line
 from chanprune.channels.shrunk import shrunk
 from chanprune.channels.tally import Tally
 
@@ -139,12 +140,7 @@ def _count(model: nn.Module, example: Example) -> Counts:
             module.register_forward_hook(partial(_note_output, outputs, tally, name))
         if isinstance(module, Gathered):
             module.register_forward_hook(partial(_note_positions, positions, name))
-    args, kwargs = example.of_one.filled(torch.empty, _dtype(shapes), "meta")
-    with torch.no_grad(), torch.device("meta"), tally:
-        for images in tree_leaves((args, kwargs)):
-            if isinstance(images, Tensor):
-                tally.hold(images)
-        shapes(*args, **kwargs)
+    _run_one(shapes, example, tally)
     layers, seen = [], set[int]()
     for name, module in shapes.named_modules():
         params = sum(p.numel() for p in _unseen(module, seen).values())
@@ -156,6 +152,26 @@ def _count(model: nn.Module, example: Example) -> Counts:
                 macs += module.further_macs(positions.get(name, 0))
             layers.append(LayerCount(name, kind, width_in, width_out, params, macs, elements))
     return Counts(layers, tally)
+
+
+def _run_one(shapes: nn.Module, example: Example, tally: Tally) -> None:
+    """Run a network on the meta device for one image.
+
+    Raises:
+        UnsupportedNetwork: It cannot be.
+    """
+    args, kwargs = example.of_one.filled(torch.empty, _dtype(shapes), "meta")
+    with torch.no_grad(), torch.device("meta"), tally:
+        for images in tree_leaves((args, kwargs)):
+            if isinstance(images, Tensor):
+                tally.hold(images)
+        try:
+            shapes(*args, **kwargs)
+        except Exception as error:
+            raise UnsupportedNetwork(
+                f"{type(shapes).__name__} cannot be counted, as it does not run for one image "
+                f"without values: {first_line(error)}"
+            ) from error
 
 
 def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:

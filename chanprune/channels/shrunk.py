@@ -34,7 +34,9 @@ def shrunk(model: nn.Module, cut: Cut, shares: bool = False) -> nn.Module:
     tensors = tensors_of(small)
     gathered = gather({name: tensor.detach() for name, tensor in tensors.items()}, cut)
     state = {
-        name: tensors[name] if tensor.shape == tensors[name].shape else tensor.contiguous()
+        name: tensors[name]
+        if tensor.shape == tensors[name].shape
+        else laid_out(tensor, tensors[name])
         for name, tensor in gathered.items()
     }
     for name, layer in after.layers.items():
@@ -58,6 +60,15 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor that is contiguous, with channels last where another one has them last."""
+    if not like.is_contiguous():
+        for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if like.dim() == rank and like.is_contiguous(memory_format=layout):
+                return tensor.contiguous(memory_format=layout)
+    return tensor.contiguous()
 
 
 def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torchvision.ops import FrozenBatchNorm2d
 
 from chanprune.channels import Plan, UnsupportedNetwork, compact, count, count_plan, trace
 from tests.networks import conv_norm
@@ -240,3 +241,42 @@ def test_a_mask_for_all_images_does_not_double_what_is_counted():
         == count_plan(model, graph, Plan({})).macs
         == count(nn.Sequential(*model), SHAPE).macs
     )
+
+
+KEPT_NO_MORE = {
+    "frozen norms": lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 3), FrozenBatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3)
+    ),
+    "norms without a scale": lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, affine=False), nn.ReLU(), nn.Conv2d(16, 4, 3)
+    ),
+    "unflattened features": lambda: nn.Sequential(
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 256), nn.Unflatten(1, (16, 4, 4)),
+        nn.BatchNorm2d(16), nn.ReLU(), nn.ConvTranspose2d(16, 3, 4, 2, 1),
+    ),
+    "norms behind activations": lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT_NO_MORE)
+def test_a_layer_loses_filters_with_the_channels_of_what_follows(name):
+    model = KEPT_NO_MORE[name]()
+    graph = prove(model, SHAPE, seed=0)
+    (group,) = [g for g in graph.prunable("together") if g.size >= 16]
+    assert group.producers
+    for absorb in ("none", "bias"):
+        small = compact(model, graph, Plan({group.name: [0, 3]}), absorb=absorb).model
+        filters = sum(p.numel() for p in small.parameters())
+        assert filters < sum(p.numel() for p in model.parameters()) / 4
+    if graph.may_be_emptied(group.name):
+        assert compact(model, graph, Plan({group.name: []})).max_error <= 1e-9
+
+
+def test_a_view_may_take_the_other_sizes_as_they_are():
+    def view(net: Between, x: Tensor) -> Tensor:
+        n, c = x.shape[:2]
+        return x.view(n, 2, c // 2, *x.shape[2:]).transpose(1, 2).reshape(n, c, *x.shape[2:])
+
+    assert prove(Between(view), SHAPE, seed=0).groups["body.0"].fixed is None

@@ -269,6 +269,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Tell whether the module is one call."""
         layers = (*ops.CONVOLUTIONS, *ops.TRANSPOSED, nn.Linear, *ops.BATCH_NORMS, Constant, Takes)
+        if isinstance(m, nn.Unflatten):  # a call with sizes, which others can replace
+            return False
         return isinstance(m, layers) or super().is_leaf_module(m, module_qualified_name)
 
     def __init__(self, example: Example):

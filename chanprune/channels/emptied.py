@@ -55,11 +55,13 @@ def constant_of(model: nn.Module, layers: tuple[str, ...], kept: Tensor, rank: i
         rank: Dimensions of what they emit.
     """
     first, *norms = (copy.deepcopy(model.get_submodule(name)).eval() for name in layers)
-    bias = first.bias
-    assert isinstance(bias, Tensor)
-    emitted = bias.view(1, -1, *[1] * (rank - 2))
     if isinstance(first, ops.BATCH_NORMS):
-        emitted = first(torch.zeros_like(emitted))
+        parameter = next(model.parameters())
+        nothing = torch.zeros(first.num_features, dtype=parameter.dtype, device=parameter.device)
+        emitted = first(nothing.view(1, -1, *[1] * (rank - 2)))
+    else:
+        assert isinstance(first.bias, Tensor)
+        emitted = first.bias.view(1, -1, *[1] * (rank - 2))
     for norm in norms:
         emitted = norm(emitted)
     return Constant(emitted.flatten()[kept], rank)
@@ -245,7 +247,7 @@ class _Rewriting:
         starves = not layer.passes_on and not self.keep[layer.inputs].any()
         if starves and self.fills:
             return self._filled(node, layer)
-        if starves and "bias" not in layer.parameters:
+        if starves and layer.kind != "norm" and "bias" not in layer.parameters:
             self.zeros.add(node)
             return None
         if starves or source is None:
@@ -259,7 +261,7 @@ class _Rewriting:
     def _filled(self, node: fx.Node, layer: Layer) -> fx.Node:
         """Put the layer's bias, or zeros, at every position."""
         constant, width = None, int(self.keep[layer.outputs].sum())
-        if "bias" in layer.parameters:
+        if layer.kind == "norm" or "bias" in layer.parameters:
             self.constants[layer.name] = (layer.name,)
             constant = self.calls.call_module(layer.name)
         axis = layer.axis % layer.rank

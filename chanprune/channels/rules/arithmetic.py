@@ -17,7 +17,7 @@ from chanprune.channels.rules.nodes import (
     operand,
     shape_of,
 )
-from chanprune.channels.rules.walk import Walk
+from chanprune.channels.rules.walk import Bare, Walk
 from chanprune.channels.spread import aligned, axes_of
 
 
@@ -93,11 +93,15 @@ def _extents(side: fx.Node, rank: int) -> tuple[int, ...]:
 
 
 def _combine_bare(walk: Walk, node: fx.Node) -> None:
-    """Follow a parameter through arithmetic with numbers; what is made of several stays whole."""
-    bare = [source for source in node.all_input_nodes if source in walk.bare]
+    """Follow parameters through arithmetic with numbers, and with each other where all fit."""
     tensors = [source for source in node.all_input_nodes if is_tensor(source)]
-    if len(tensors) == 1 and len(bare) == 1 and shape_of(node) == shape_of(bare[0]):
-        walk.bare[node] = walk.bare[bare[0]]
+    bare = [walk.bare[source] for source in tensors if source in walk.bare]
+    if len(bare) == len(tensors) and all(
+        shape_of(source) == shape_of(node) and np.array_equal(each.places, bare[0].places)
+        for source, each in zip(tensors, bare, strict=True)
+    ):
+        names = tuple(dict.fromkeys(name for each in bare for name in each.names))
+        walk.bare[node] = Bare(names, bare[0].places)
     else:
         whole(walk, node)
 

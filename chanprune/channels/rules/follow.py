@@ -85,7 +85,7 @@ def _visit(walk: Walk, node: fx.Node) -> None:
             and math.prod(shape_of(node)) <= LARGEST_BARE
         ):
             places = np.arange(math.prod(shape_of(node))).reshape(tuple(shape_of(node)))
-            walk.bare[node] = Bare(str(node.target), places)
+            walk.bare[node] = Bare((str(node.target),), places)
     elif isinstance(walk.modules.get(str(node.target)), Constant):
         layers.constant(walk, node)
     elif is_tensor(node) or node.meta["holds"]:

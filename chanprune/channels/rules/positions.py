@@ -193,9 +193,9 @@ def _move_bare(walk: Walk, node: fx.Node) -> None:
     elements = expanded(bare.places, shape_of(operand(node)))
     result = run(walk.modules, node, elements)
     if isinstance(result, Tensor):
-        walk.bare[node] = Bare(bare.name, compressed(result))
+        walk.bare[node] = Bare(bare.names, compressed(result))
     else:
-        walk.whole.add(bare.name)
+        walk.whole.update(bare.names)
 
 
 def indexed(walk: Walk, node: fx.Node) -> None:

@@ -20,7 +20,7 @@ from chanprune.channels import (
     masked,
     trace,
 )
-from chanprune.channels.calls import Unforeseen
+from chanprune.channels.refusals import Unforeseen
 from tests.networks import random_plan, randomise
 
 TOLERANCE = 1e-9

@@ -4,6 +4,7 @@ import copy
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
@@ -125,7 +126,8 @@ def test_a_network_keeps_its_class_where_its_own_code_runs(written):
 def test_a_network_that_cannot_run_in_float64_is_refused():
     class Single(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.mm(super().forward(x).flatten(1), torch.ones(128, 4, dtype=torch.float32))
+            single = torch.from_numpy(np.ones((128, 4), np.float32))
+            return torch.mm(super().forward(x).flatten(1), single)
 
     model = Single(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1))
     graph = trace(model, (3, 8, 8))

@@ -9,9 +9,9 @@ from chanprune.channels.absorb import Absorption
 from chanprune.channels.bank import Bank, Change
 from chanprune.channels.batchnorm import recalibrate, rowwise_batch_norms
 from chanprune.channels.budget import Budget
-from chanprune.channels.calls import UnsupportedNetwork
 from chanprune.channels.cliff import find_cliff
 from chanprune.channels.compact import Compaction, compact
+from chanprune.channels.compared import CompactionError
 from chanprune.channels.counting import (
     CONVENTIONS,
     Counts,
@@ -30,6 +30,7 @@ from chanprune.channels.least_squares import refit
 from chanprune.channels.modes import evaluating, keeping_random_numbers
 from chanprune.channels.order import order_by
 from chanprune.channels.plan import Plan
+from chanprune.channels.refusals import UnsupportedNetwork
 from chanprune.channels.scores import (
     few_at_once,
     filter_scores,
@@ -46,7 +47,7 @@ from chanprune.channels.selection import (
     select_global,
     select_widths,
 )
-from chanprune.channels.selfcheck import CompactionError, masked
+from chanprune.channels.selfcheck import masked
 from chanprune.channels.slicing import State, gather, narrow, scatter
 from chanprune.channels.trace import trace
 

@@ -270,7 +270,9 @@ class _Constants(fx.Interpreter):
 
     def _emitted(self, module: nn.Module, layer: Layer, lacking: Tensor) -> Tensor:
         """Return what the batch norm's dropped channels emit; the others hold nothing of use."""
-        shift, scale = module.bias, module.weight
+        ones = torch.ones_like(_positions(lacking[0])[:, 0])
+        scale = ones if module.weight is None else module.weight
+        shift = 0 * ones if module.bias is None else module.bias
         assert isinstance(shift, Tensor)
         assert isinstance(scale, Tensor)
         inner = getattr(module, "act", nn.Identity())
@@ -355,7 +357,8 @@ def _slope(norm: nn.Module) -> Tensor:
     """Return (C,) what a batch norm multiplies its input with in eval mode."""
     assert isinstance(norm, ops.BATCH_NORMS)
     assert norm.running_var is not None
-    slope: Tensor = norm.weight / (norm.running_var + norm.eps).sqrt()
+    scale = 1.0 if norm.weight is None else norm.weight
+    slope: Tensor = scale / (norm.running_var + norm.eps).sqrt()
     return slope
 
 

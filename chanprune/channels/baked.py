@@ -81,9 +81,13 @@ def bake(model: nn.Module, names: Iterable[str]) -> nn.Module:
     if not names:
         return model
     plain = copied(model, shares=True)
+    everywhere = list(plain.named_modules(remove_duplicate=False))
     with torch.no_grad():
         for name in names:
-            plain.set_submodule(name, _plain(plain.get_submodule(name), None))
+            module = plain.get_submodule(name)
+            layer = _plain(module, None)
+            for place in [place for place, other in everywhere if other is module]:
+                plain.set_submodule(place, layer)
     return plain
 
 

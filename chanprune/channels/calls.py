@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 import traceback
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -18,47 +19,23 @@ from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from chanprune.channels import operations as ops
+from chanprune.channels.arguments import put_in_order
+from chanprune.channels.contexts import opened, seen
 from chanprune.channels.emptied import Constant
 from chanprune.channels.example import Example
 from chanprune.channels.modes import keeping_random_numbers, random_states
+from chanprune.channels.operations import name_of
 from chanprune.channels.outputs import leaves, tensor_shapes
+from chanprune.channels.refusals import UnsupportedNetwork, first_line
+from chanprune.channels.takes import Takes
 
+Constants = dict[str, Tensor]
 CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 LIBRARY = str(Path(torch.__file__).parent)
 
 
-class UnsupportedNetwork(ValueError):  # noqa: N818
-    """The network cannot be traced, or its channels cannot be followed; names the layer."""
-
-
-class Unforeseen(UnsupportedNetwork):
-    """A refusal of what no rule was made for; the fault is this project's."""
-
-
-@contextmanager
-def refusing(what: str, foreseen: type[Exception] = UnsupportedNetwork) -> Iterator[None]:
-    """Turn whatever is raised, and was not foreseen, into a refusal.
-
-    Args:
-        what: What cannot be done then, as the refusal says it.
-        foreseen: What is passed on.
-
-    Raises:
-        Unforeseen: Instead of what was raised.
-    """
-    try:
-        yield
-    except (foreseen, MemoryError):
-        raise
-    except Exception as error:
-        raise Unforeseen(
-            f"{what} ({type(error).__name__}: {first_line(error)}); trace a part of the network "
-            "without it (example_of)"
-        ) from error
-
-
-def record_calls(model: nn.Module, example: Example) -> fx.Graph:
+def record_calls(model: nn.Module, example: Example, constants: Constants) -> fx.Graph:
     """Record what a network calls in eval mode, with the shape of every tensor in `meta["shape"]`.
 
     `meta["holds"]` lists the shapes of the tensors in a value that is none, and `meta["value"]` is
@@ -68,46 +45,84 @@ def record_calls(model: nn.Module, example: Example) -> fx.Graph:
     Args:
         model: The network; it is not changed, and its hooks are not called.
         example: What it is called with.
+        constants: Takes the tensors that the network makes of numbers, by the names that the calls
+            have for them.
 
     Raises:
         UnsupportedNetwork: What it calls depends on values or on random numbers, or it does not
             take such images.
     """
     with undisturbed(model):
-        calls = _trace(model.eval(), example)
+        calls = _with_constants(model.eval(), example, constants)
         note_shapes(calls, model, example)
-    _refuse_own_tensors(calls, model)
     return calls
 
 
-def record_training(model: nn.Module, example: Example, calls: fx.Graph) -> fx.Graph:
+def record_training(
+    model: nn.Module, example: Example, constants: Constants, calls: fx.Graph
+) -> fx.Graph:
     """Do the same in train mode; return the graph of eval mode where that is the same.
 
     Args:
         model: As for `record_calls`.
         example: As for `record_calls`.
+        constants: As for `record_calls`.
         calls: What `record_calls` returned.
 
     Raises:
         UnsupportedNetwork: As in `record_calls`.
     """
     with undisturbed(model):
-        in_training = _trace(model.train(), example)
+        in_training = _with_constants(model.train(), example, constants)
         if str(in_training) == str(calls):
             return calls
         note_shapes(in_training, model.eval(), example)
-    _refuse_own_tensors(in_training, model)
     return in_training
 
 
-def _refuse_own_tensors(calls: fx.Graph, model: nn.Module) -> None:
+def record_as_is(model: nn.Module, example: Example) -> fx.Graph:
+    """Record what a network calls in the mode that it is in, without shapes.
+
+    Raises:
+        UnsupportedNetwork: As in `record_calls`.
+    """
+    with undisturbed(model):
+        return _trace(model, example)
+
+
+def name_of_constant(tensor: Tensor, constants: Constants) -> str:
+    """Return the name of a tensor among constants, to which it is added if it is a new one."""
+    for name, known in constants.items():
+        if known.dtype == tensor.dtype and torch.equal(known, tensor):
+            return name
+    name = f"constant_{len(constants)}"
+    constants[name] = tensor.detach().clone()
+    return name
+
+
+def _with_constants(model: nn.Module, example: Example, constants: Constants) -> fx.Graph:
+    """Trace a network, which has the tensors that it makes of numbers as attributes then.
+
+    What it makes of buffers is no constant, and is traced; this is tried where there is need of it,
+    as code may decide by buffers.
+    """
+    before = set(dir(model))
+    device = next(model.parameters(), torch.empty(0)).device
+    calls = _trace(model, example)
+    if not any(_is_new(node, before) for node in calls.nodes):
+        return calls
+    calls = _trace(model, example, traces_buffers=True)
     for node in calls.nodes:
-        if node.op == "get_attr" and not _has(model, str(node.target)):
-            readers = ", ".join(user.name for user in node.users) or "nothing"
-            raise UnsupportedNetwork(
-                f"the forward of {type(model).__name__} makes a tensor of its own, which {readers} "
-                "reads; make it once, and keep it with register_buffer"
-            )
+        if _is_new(node, before):
+            name = name_of_constant(getattr(model, str(node.target)), constants)
+            node.target = name
+            setattr(model, name, constants[name].to(device))
+    return calls
+
+
+def _is_new(node: fx.Node, before: set[str]) -> bool:
+    name = str(node.target)
+    return node.op == "get_attr" and name.startswith("_tensor_constant") and name not in before
 
 
 def codegen_of(example: Example, names: list[str]) -> CodeGen:
@@ -118,7 +133,11 @@ def codegen_of(example: Example, names: list[str]) -> CodeGen:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put all attributes of all modules back afterwards, modes too; call no hooks meanwhile."""
+    """Put all attributes of all modules back afterwards, modes too; call no hooks meanwhile.
+
+    So are the values of buffers, which a forward may count in or write to.
+    """
+    values = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
     before = []
     for module in model.modules():
         own = vars(module)
@@ -133,6 +152,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             own.update(attributes)
             for key, content in contents.items():
                 _refill(own[key], content)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def _contents(container: Any) -> tuple[Any, ...]:
@@ -147,19 +170,11 @@ def _refill(container: Any, content: tuple[Any, ...]) -> None:
         container.update(content)
 
 
-def _has(model: nn.Module, name: str) -> bool:
-    owner: Any = model
-    for part in name.split("."):
-        if not hasattr(owner, part):
-            return False
-        owner = getattr(owner, part)
-    return True
-
-
-def _trace(model: nn.Module, example: Example) -> fx.Graph:
+def _trace(model: nn.Module, example: Example, traces_buffers: bool = False) -> fx.Graph:
     tracer = _Tracer(example)
+    tracer.proxy_buffer_attributes = traces_buffers
     try:
-        with keeping_random_numbers():
+        with keeping_random_numbers(), _answering(model), seen() as tracer.outside:
             states = random_states()
             calls = tracer.trace(model)
             if not example.is_flat:
@@ -203,12 +218,6 @@ def _why(error: Exception) -> str:
     return f"its forward{place} fails: {text}"
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def note_shapes(calls: fx.Graph, model: nn.Module, example: Example) -> None:
     """Run the calls without values, and note the shape of every tensor (see `record_calls`).
 
@@ -216,6 +225,7 @@ def note_shapes(calls: fx.Graph, model: nn.Module, example: Example) -> None:
         UnsupportedNetwork: The network does not take such images, or returns what cannot be
             compared.
     """
+    put_in_order(calls)
     parameter = next(model.parameters(), torch.empty(0))
     try:
         with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -246,14 +256,36 @@ def _quiet() -> Iterator[None]:
 class _Tracer(fx.Tracer):
     """Do not look inside the layers that run over channels, also where a library extends them."""
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for a tensor, or for a number of its sizes."""
+        sources = node.all_input_nodes
+        if name_of(node) in ops.SIZES | ops.FACTS or (
+            node.op == "call_function" and sources and self.sizes.issuperset(sources)
+        ):
+            self.sizes.add(node)
+            return fx.Proxy(node, self)
+        return _TensorProxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Tell whether the module is one call."""
-        layers = (*ops.CONVOLUTIONS, *ops.TRANSPOSED, nn.Linear, *ops.BATCH_NORMS, Constant)
+        layers = (*ops.CONVOLUTIONS, *ops.TRANSPOSED, nn.Linear, *ops.BATCH_NORMS, Constant, Takes)
+        if isinstance(m, nn.Unflatten):  # a call with sizes, which others can replace
+            return False
         return isinstance(m, layers) or super().is_leaf_module(m, module_qualified_name)
 
     def __init__(self, example: Example):
         super().__init__()
         self.example = example
+        self.outside = 0
+        self.sizes: set[fx.Node] = set()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Note the context that a call is made in."""
+        node = super().create_node(*args, **kwargs)
+        context = opened(self.outside)
+        if context is not None:
+            node.meta["context"] = context
+        return node
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -275,6 +307,31 @@ class _Tracer(fx.Tracer):
         return pytree.tree_map_only(Tensor, proxy, value)
 
 
+class _TensorProxy(fx.Proxy):
+    """What stands for a tensor."""
+
+
+def _is_instance(value: Any, kinds: Any) -> bool:
+    """Say what isinstance would say of the tensor that a value may stand for."""
+    return isinstance(value, kinds) or (type(value) is _TensorProxy and issubclass(Tensor, kinds))
+
+
+@contextmanager
+def _answering(model: nn.Module) -> Iterator[None]:
+    """Let the code of a network take what stands for a tensor for one, where it asks isinstance."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    names = {kind.__module__ for kind in kinds if not kind.__module__.startswith("torch.")}
+    code = [vars(sys.modules[name]) for name in names - {"builtins"} if name in sys.modules]
+    changed = [names_in for names_in in code if "isinstance" not in names_in]
+    for names_in in changed:
+        names_in["isinstance"] = _is_instance
+    try:
+        yield
+    finally:
+        for names_in in changed:
+            del names_in["isinstance"]
+
+
 class _Shapes(fx.Interpreter):
     """Run the calls without values, and note the shape of every tensor.
 
@@ -288,6 +345,8 @@ class _Shapes(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run one call."""
         result = super().run_node(n)
+        if n.op == "get_attr":
+            n.meta["is_parameter"] = isinstance(result, nn.Parameter)
         if isinstance(result, Tensor):
             n.meta["shape"] = result.shape
         else:

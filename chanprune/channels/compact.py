@@ -8,9 +8,9 @@ from typing import Literal
 from torch import nn
 
 from chanprune.channels.absorb import Absorption, absorb_constants
-from chanprune.channels.calls import refusing
 from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.plan import Plan
+from chanprune.channels.refusals import refusing
 from chanprune.channels.selfcheck import self_check
 from chanprune.channels.shrunk import shrunk
 
@@ -23,7 +23,7 @@ class Compaction:
         model: The smaller network; it shares nothing with the original.
         graph: Its channel graph.
         max_error: Largest difference to the masked network's outputs in float64, relative to the
-            largest value of each; nan if not checked.
+            largest value of each; nan if not checked, as on the meta device.
         absorbed: What became of the constants that the dropped channels leave, per channel group;
             empty unless asked for.
     """
@@ -61,6 +61,7 @@ def compact(
     after = cut.after
     with refusing("the network that this plan leaves cannot be built"):
         small = shrunk(model, cut)
-    max_error = self_check(model, cut) if check else float("nan")
+    has_values = not any(tensor.is_meta for tensor in model.parameters())
+    max_error = self_check(model, cut) if check and has_values else float("nan")
     absorbed = absorb_constants(model, small, cut) if absorb == "bias" else {}
     return Compaction(small, after, max_error, absorbed)

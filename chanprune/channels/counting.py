@@ -28,6 +28,7 @@ from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.layers import Layer
 from chanprune.channels.modes import copied
 from chanprune.channels.plan import Plan
+from chanprune.channels.refusals import UnsupportedNetwork, first_line
 from chanprune.channels.shrunk import shrunk
 from chanprune.channels.tally import Tally
 
@@ -131,21 +132,18 @@ def _count(model: nn.Module, example: Example) -> Counts:
     positions: dict[str, int] = {}
     tally = Tally()
     for name, module in shapes.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # takes no hooks; counts for what calls it
+            continue
         module.register_forward_pre_hook(partial(tally.enter, name))
         module.register_forward_hook(tally.leave)
         if isinstance(module, (*ops.CONVOLUTIONS, *ops.TRANSPOSED, nn.Linear)):
             module.register_forward_hook(partial(_note_output, outputs, tally, name))
         if isinstance(module, Gathered):
             module.register_forward_hook(partial(_note_positions, positions, name))
-    args, kwargs = example.of_one.filled(torch.empty, _dtype(shapes), "meta")
-    with torch.no_grad(), torch.device("meta"), tally:
-        for images in tree_leaves((args, kwargs)):
-            if isinstance(images, Tensor):
-                tally.hold(images)
-        shapes(*args, **kwargs)
-    layers = []
+    _run_one(shapes, example, tally)
+    layers, seen = [], set[int]()
     for name, module in shapes.named_modules():
-        params = sum(p.numel() for p in module.parameters(recurse=False))
+        params = sum(p.numel() for p in _unseen(module, seen).values())
         macs = tally.macs[name]
         if params or macs:
             kind, width_in, width_out = _describe(module)
@@ -154,6 +152,26 @@ def _count(model: nn.Module, example: Example) -> Counts:
                 macs += module.further_macs(positions.get(name, 0))
             layers.append(LayerCount(name, kind, width_in, width_out, params, macs, elements))
     return Counts(layers, tally)
+
+
+def _run_one(shapes: nn.Module, example: Example, tally: Tally) -> None:
+    """Run a network on the meta device for one image.
+
+    Raises:
+        UnsupportedNetwork: It cannot be.
+    """
+    args, kwargs = example.of_one.filled(torch.empty, _dtype(shapes), "meta")
+    with torch.no_grad(), torch.device("meta"), tally:
+        for images in tree_leaves((args, kwargs)):
+            if isinstance(images, Tensor):
+                tally.hold(images)
+        try:
+            shapes(*args, **kwargs)
+        except Exception as error:
+            raise UnsupportedNetwork(
+                f"{type(shapes).__name__} cannot be counted, as it does not run for one image "
+                f"without values: {first_line(error)}"
+            ) from error
 
 
 def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
@@ -169,13 +187,14 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
         small = shrunk(copied(model, device="meta"), cut)
         return replace(_count(small, graph.example), tally=None)
     after = cut.after
-    layers = []
+    layers, seen = [], set[int]()
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if not own:
             continue
         kind, inputs, outputs = _describe(module)
-        params, macs, elements = sum(p.numel() for p in own.values()), 0, 0
+        unseen = _unseen(module, seen)
+        params, macs, elements = sum(p.numel() for p in unseen.values()), 0, 0
         layer = after.layers.get(name)
         if layer is not None:
             own = {key: own[key] for key in layer.parameters if key in own}
@@ -183,7 +202,7 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
             outputs = len(layer.outputs)
             inputs = outputs if layer.kind in ("norm", "scale") else len(layer.inputs)
             kind = "constant" if layer.kind == "constant" else kind
-            params = sum(sizes.values())
+            params = sum(sizes[key] for key in unseen if key in sizes)
             if layer.kind in ("conv", "linear"):
                 macs = layer.positions * sizes["weight"]
                 elements = layer.output_positions * outputs
@@ -195,6 +214,13 @@ def count_plan(model: nn.Module, graph: ChannelGraph, plan: Plan) -> Counts:
             continue
         layers.append(LayerCount(name, kind, inputs, outputs, params, macs, elements))
     return Counts(layers)
+
+
+def _unseen(module: nn.Module, seen: set[int]) -> dict[str, nn.Parameter]:
+    """Return a module's own parameters that no module before has, and note them."""
+    own = {k: p for k, p in module.named_parameters(recurse=False) if id(p) not in seen}
+    seen.update(map(id, own.values()))
+    return own
 
 
 def executed_macs(parameters: Mapping[str, Tensor], graph: ChannelGraph) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,11 +9,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 LESS = {torch.float32, torch.float16, torch.bfloat16}
+MADE_OF_NUMBERS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
 CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
 
 
 class InDouble(TorchFunctionMode):
-    """While it is open, casts of float64 to less leave it as it is, and new tensors are float64."""
+    """While it is open, casts to other real numbers are to float64, and so are new tensors.
+
+    Those that are made of numbers hold these as exactly as they do otherwise.
+    """
 
     def __enter__(self) -> InDouble:
         self.before = torch.get_default_dtype()
@@ -29,14 +32,17 @@ class InDouble(TorchFunctionMode):
     def __torch_function__(  # noqa: D105
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        given: Mapping[str, Any] = kwargs or {}
-        if args and isinstance(args[0], Tensor) and args[0].dtype is torch.float64:
-            if func in CASTS:
-                return args[0]
-            if func is Tensor.to:
-                args = tuple(_wide(argument) for argument in args)
-                given = {key: _wide(argument) for key, argument in given.items()}
-        return func(*args, **given)
+        given: dict[str, Any] = dict(kwargs or {})
+        if func in CASTS:
+            return args[0].double()
+        if func in (Tensor.to, Tensor.type):
+            args = tuple(_wide(argument) for argument in args)
+        if "dtype" in given:
+            given["dtype"] = _wide(given["dtype"])
+        made = func(*args, **given)
+        if func in MADE_OF_NUMBERS and isinstance(args[-1], (list, tuple, float)):
+            return made.float().double() if made.is_floating_point() else made
+        return made
 
 
 def _wide(argument: Any) -> Any:

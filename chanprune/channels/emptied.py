@@ -18,12 +18,16 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 
 from chanprune.channels import operations as ops
+from chanprune.channels.filled import Windows, filled, sizes_behind
 from chanprune.channels.layers import Layer, Mask
 from chanprune.channels.operations import name_of, words
 
 
 class Constant(nn.Module):
     """One trainable number per channel, in place of a layer that has nothing to read.
+
+    It is the same in both modes: what the layer, and the batch norms behind it, put out in eval
+    mode. In train mode these norms would put out their shift alone.
 
     Args:
         bias: (C,) the numbers.
@@ -51,11 +55,13 @@ def constant_of(model: nn.Module, layers: tuple[str, ...], kept: Tensor, rank: i
         rank: Dimensions of what they emit.
     """
     first, *norms = (copy.deepcopy(model.get_submodule(name)).eval() for name in layers)
-    bias = first.bias
-    assert isinstance(bias, Tensor)
-    emitted = bias.view(1, -1, *[1] * (rank - 2))
     if isinstance(first, ops.BATCH_NORMS):
-        emitted = first(torch.zeros_like(emitted))
+        parameter = next(model.parameters())
+        nothing = torch.zeros(first.num_features, dtype=parameter.dtype, device=parameter.device)
+        emitted = first(nothing.view(1, -1, *[1] * (rank - 2)))
+    else:
+        assert isinstance(first.bias, Tensor)
+        emitted = first.bias.view(1, -1, *[1] * (rank - 2))
     for norm in norms:
         emitted = norm(emitted)
     return Constant(emitted.flatten()[kept], rank)
@@ -165,6 +171,13 @@ def _is_gone(node: fx.Node, traced_keep: Mask) -> bool:
     return bool(is_followed and not traced_keep[channels].any())
 
 
+def _acts(node: fx.Node) -> bool:
+    """Tell whether a call does something beside what it returns."""
+    if node.op == "call_module":
+        return node.meta.get("value", ...) is None
+    return ops.is_in_place(node)
+
+
 class _Rewriting:
     """A copy of the calls under construction.
 
@@ -172,12 +185,10 @@ class _Rewriting:
         copied: Call -> its copy; None if it is gone.
         zeros: The calls that are gone though their channels stay: what they emitted is zero.
         constants: Layer that becomes a constant -> the layers that its value comes from.
-        images: The first input of the copy.
     """
 
     traced_keep: Mask
     fills: bool
-    images: fx.Node
 
     def __init__(self, layers: Mapping[str, Layer], keep: Mask, codegen: CodeGen):
         self.layers = layers
@@ -220,7 +231,7 @@ class _Rewriting:
         """Return the copy without calls whose results nobody reads, and that change nothing."""
         for node in reversed(list(self.calls.nodes)):
             if not node.users and node.op not in ("placeholder", "output"):
-                if node.op != "call_module" and ops.is_in_place(node):
+                if _acts(node):
                     continue
                 self.constants.pop(str(node.target), None)
                 self.calls.erase_node(node)
@@ -236,7 +247,7 @@ class _Rewriting:
         starves = not layer.passes_on and not self.keep[layer.inputs].any()
         if starves and self.fills:
             return self._filled(node, layer)
-        if starves and "bias" not in layer.parameters:
+        if starves and layer.kind != "norm" and "bias" not in layer.parameters:
             self.zeros.add(node)
             return None
         if starves or source is None:
@@ -249,16 +260,37 @@ class _Rewriting:
 
     def _filled(self, node: fx.Node, layer: Layer) -> fx.Node:
         """Put the layer's bias, or zeros, at every position."""
-        batch = self.calls.call_method("size", (self.images, 0))
-        sizes = [batch, *node.meta["shape"][1:]]
-        sizes[layer.axis] = int(self.keep[layer.outputs].sum())
-        if "bias" not in layer.parameters:
-            return self.calls.call_method("new_zeros", (self.images, tuple(sizes)))
-        if layer.axis % len(sizes) != 1:
-            raise ValueError(f"{layer.name} would have nothing to read")
-        self.constants[layer.name] = (layer.name,)
-        constant = self.calls.call_module(layer.name)
-        return self.calls.call_method("expand", (constant, *sizes))
+        constant, width = None, int(self.keep[layer.outputs].sum())
+        if layer.kind == "norm" or "bias" in layer.parameters:
+            self.constants[layer.name] = (layer.name,)
+            constant = self.calls.call_module(layer.name)
+        axis = layer.axis % layer.rank
+        beside, windows = self._beside(node, axis)
+        sizes = [self.calls.call_method("size", (beside, dim)) for dim in range(layer.rank)]
+        given = (beside, constant, tuple(sizes), axis, width, windows)
+        copy = self.calls.call_function(filled, given)
+        copy.meta = dict(node.meta)
+        return copy
+
+    def _beside(self, node: fx.Node, axis: int) -> tuple[fx.Node, tuple[Windows, ...]]:
+        """Return what is left that tells how large a layer's output is, and what lies between."""
+        between: list[Windows] = []
+        source, is_convolution = node, self.layers[str(node.target)].kind == "conv"
+        while self.copied.get(source) is None or "shape" not in source.meta:
+            if source.meta.get("windows"):
+                between.insert(0, source.meta["windows"])
+            elif "shape" in source.meta and not (
+                source.meta.get("keeps_positions") or (source is node and not is_convolution)
+            ):
+                raise ValueError(f"{node} would have nothing to read, and {source} has no size")
+            source = source.all_input_nodes[0]
+        sizes = sizes_behind(source.meta["shape"], between)
+        wanted = list(node.meta["shape"])
+        if [*sizes[:axis], *sizes[axis + 1 :]] != [*wanted[:axis], *wanted[axis + 1 :]]:
+            raise ValueError(f"{node} would have nothing to read, and nothing is as large as that")
+        copy = self.copied[source]
+        assert copy is not None
+        return copy, tuple(between)
 
     def _copy_concatenation(self, node: fx.Node) -> fx.Node | None:
         tensors: Any = node.args[0] if node.args else node.kwargs["tensors"]
@@ -288,10 +320,7 @@ class _Rewriting:
             assert result is not None
             return result
 
-        copy = self.calls.node_copy(node, copied)
-        if node.op == "placeholder" and not hasattr(self, "images"):
-            self.images = copy
-        return copy
+        return self.calls.node_copy(node, copied)
 
     def _is_constant(self, node: fx.Node | None) -> bool:
         return node is not None and node.op == "call_module" and not node.args

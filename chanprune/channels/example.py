@@ -22,7 +22,8 @@ class Example:
     Attributes:
         args: Positional arguments.
         kwargs: Arguments by name.
-        batch: The first dimension of all tensors, where they have a common one; else None.
+        batch: The first dimension of all tensors that have dimensions, apart from those where it is
+            1, as of a mask for all images; None where they have no common one.
     """
 
     args: tuple[Any, ...]
@@ -64,11 +65,14 @@ class Example:
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not tensors:
             raise ValueError("the example holds no tensor")
-        sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
-        batch = sizes.pop() if len(sizes) == 1 else None
-        widened = BATCH if batch == 1 else batch
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: _noted(t, widened), (args, kwargs))
-        return cls(args, kwargs, widened)
+        sizes = {tensor.shape[0] for tensor in tensors if tensor.dim()}
+        widens = sizes == {1}
+        sizes -= {1}
+        batch = BATCH if widens else sizes.pop() if len(sizes) == 1 else None
+        args, kwargs = pytree.tree_map_only(
+            Tensor, lambda t: _noted(t, batch if widens and t.dim() else None), (args, kwargs)
+        )
+        return cls(args, kwargs, batch)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,11 +86,17 @@ class Example:
 
     @property
     def of_one(self) -> Example:
-        """The same with a batch of one, where all tensors have a batch."""
+        """The same with a batch of one, where the tensors have a batch."""
         if self.batch is None:
             return self
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t[:1], (self.args, self.kwargs))
+        args, kwargs = pytree.tree_map_only(
+            Tensor, lambda t: t[:1] if self.has_batch(t) else t, (self.args, self.kwargs)
+        )
         return Example(args, kwargs, 1)
+
+    def has_batch(self, tensor: Tensor) -> bool:
+        """Tell whether an argument has something for each image."""
+        return tensor.dim() > 0 and tensor.shape[0] == self.batch
 
     @property
     def is_flat(self) -> bool:

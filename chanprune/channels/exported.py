@@ -18,18 +18,26 @@ from torch.utils import _pytree as pytree
 
 from chanprune.channels.baked import KINDS, bake, computes_its_weights
 from chanprune.channels.calls import (
-    UnsupportedNetwork,
+    Constants,
     codegen_of,
-    first_line,
+    name_of_constant,
     note_shapes,
     type_name,
     undisturbed,
+)
+from chanprune.channels.contexts import (
+    AUTOCAST,
+    NO_GRADIENT,
+    lost_context,
+    noting_inference_mode,
+    seen,
 )
 from chanprune.channels.example import Example
 from chanprune.channels.modes import copied, keeping_random_numbers, random_states
 from chanprune.channels.operations import name_of, words
 from chanprune.channels.plain import has_code_of_its_own
 from chanprune.channels.rebuilt import with_constants
+from chanprune.channels.refusals import UnsupportedNetwork, first_line
 
 _LAYERS = words(
     """
@@ -38,6 +46,11 @@ _LAYERS = words(
     """
 )
 _CASTS = frozenset({"to", "to_copy"})
+_NOTED = ("nn_module_stack", "context")
+
+
+class LostContext(UnsupportedNetwork):
+    """What is exported would be called outside a context that the forward opens."""
 
 
 class Exported:
@@ -45,16 +58,17 @@ class Exported:
 
     Attributes:
         calls: The graph.
-        constants: Tensors that the network makes itself, by the names that the graph has for them.
         plain: Names of the layers that are called as plain ones (see `baked`).
     """
 
-    def __init__(self, model: nn.Module, example: Example, training: bool):
+    def __init__(self, model: nn.Module, example: Example, constants: Constants, training: bool):
         """Record the calls.
 
         Args:
             model: The network; it is not changed.
             example: What it is called with.
+            constants: Takes the tensors that the network makes itself, by the names that the graph
+                has for them.
             training: In train mode rather than in eval mode.
 
         Raises:
@@ -63,9 +77,8 @@ class Exported:
         is_meta = any(p.device.type == "meta" for p in model.parameters())
         network = copied(model).to_empty(device="cpu") if is_meta else model
         self.model = model
-        self.mode = "training" if training else "eval"
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.constants: dict[str, Tensor] = {}
+        self.constants = constants
         self.plain: set[str] = set()
         self.device: fx.Node | None = None
         with undisturbed(network):
@@ -75,6 +88,8 @@ class Exported:
             plain = bake(network.eval(), self.plain)
             with with_constants(plain, self.constants):
                 note_shapes(self.calls, plain, example)
+        if lost := lost_context(self.calls):
+            raise LostContext(f"{type_name(type(model))} has to be exported, but {lost}")
 
     def _take_constants(self, program: fx.GraphModule) -> None:
         """Note the tensors that the calls read and the network does not have."""
@@ -88,9 +103,7 @@ class Exported:
         for part in str(node.target).split("."):
             value = getattr(value, part)
         if isinstance(value, Tensor):
-            name = f"{self.mode}_constant_{len(self.constants)}"
-            self.constants[name] = value.detach().clone()
-            node.target = name
+            node.target = name_of_constant(value, self.constants)
 
     def _converted(self, graph: fx.Graph, example: Example) -> fx.Graph:
         """Return the graph with calls of layers, and its output in the network's structure."""
@@ -111,6 +124,7 @@ class Exported:
             unused = node.op == "get_attr" or (
                 node.op == "placeholder" and is_flat and not isinstance(node.meta["val"], Tensor)
             )
+            node.meta.pop("val", None)
             if unused and not node.users:
                 calls.erase_node(node)
         return calls
@@ -126,11 +140,11 @@ class Exported:
             copy = calls.call_method("to", (args[0], *wanted[:1]))
         else:
             copy = calls.node_copy(node, new.__getitem__)
-            copy.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "val")}
+            copy.meta = {k: v for k, v in node.meta.items() if k in (*_NOTED, "val")}
             if "device" in copy.kwargs:
                 copy.kwargs = {**copy.kwargs, "device": self._device(calls)}
             return copy
-        copy.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
+        copy.meta = {k: v for k, v in node.meta.items() if k in _NOTED}
         return copy
 
     def _device(self, calls: fx.Graph) -> fx.Node:
@@ -175,13 +189,19 @@ def _inlined(program: fx.GraphModule) -> fx.Graph:
     return graph
 
 
-def _copy_calls(program: fx.GraphModule, into: fx.Graph, new: dict[fx.Node, Any]) -> Any:
+def _copy_calls(
+    program: fx.GraphModule,
+    into: fx.Graph,
+    new: dict[fx.Node, Any],
+    context: str | None = None,
+) -> Any:
     """Copy calls to the end of a graph; return what stands in place of the output's arguments.
 
     Args:
         program: The calls.
         into: The graph.
         new: Call -> its copy; the inputs of a region are in it already.
+        context: What they are called within.
     """
     for node in program.graph.nodes:
         regions = [a for a in node.args if isinstance(a, fx.Node) and _region(program, a)]
@@ -192,14 +212,23 @@ def _copy_calls(program: fx.GraphModule, into: fx.Graph, new: dict[fx.Node, Any]
             given = node.args[node.args.index(regions[0]) + 1 :]
             inputs = [n for n in region.graph.nodes if n.op == "placeholder"]
             inner = dict(zip(inputs, (new[a] for a in given), strict=True))
-            new[node] = _copy_calls(region, into, inner)
+            new[node] = _copy_calls(region, into, inner, _context_of(node) or context)
         elif name_of(node) == "getitem" and isinstance(new[node.args[0]], (tuple, list)):
             new[node] = new[node.args[0]][node.args[1]]
         elif node.op == "output":
             return fx.node.map_arg(node.args[0], new.__getitem__)
         else:
             new[node] = into.node_copy(node, new.__getitem__)
+            if context is not None:
+                new[node].meta["context"] = context
     return None
+
+
+def _context_of(node: fx.Node) -> str | None:
+    """Name the context that a region is run in; None where it changes nothing."""
+    if "autocast" in name_of(node):
+        return AUTOCAST
+    return None if node.args[0] is True else NO_GRADIENT
 
 
 def _region(program: fx.GraphModule, node: fx.Node) -> fx.GraphModule | None:
@@ -222,18 +251,28 @@ def _export(network: nn.Module, example: Example) -> fx.GraphModule:
     batch = torch.export.Dim("batch", min=1)
 
     def sizes(leaf: Any) -> Any:
-        return {0: batch} if isinstance(leaf, Tensor) else None
+        return {0: batch} if isinstance(leaf, Tensor) and example.has_batch(leaf) else None
 
     shapes = pytree.tree_map(sizes, (args, kwargs))
     given = None if example.batch is None else (*shapes[0], *shapes[1].values())
     try:
-        with warnings.catch_warnings(), _silent(), keeping_random_numbers(), torch.no_grad():
+        with (
+            warnings.catch_warnings(),
+            _silent(),
+            keeping_random_numbers(),
+            seen(),
+            noting_inference_mode() as opened,
+        ):
             warnings.simplefilter("ignore")
             drawn = random_states()[:2]
             program = torch.export.export(network, args, kwargs, dynamic_shapes=given, strict=False)
             module = program.module()
             if random_states()[:2] != drawn:
                 raise ValueError("its forward draws random numbers")
+            if opened:
+                raise LostContext("its forward opens torch.inference_mode; use torch.no_grad")
+    except LostContext:
+        raise
     except Exception as error:
         raise UnsupportedNetwork(
             f"{type_name(type(network))} cannot be traced, and cannot be exported either: "

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, fx, nn
 
-from chanprune.channels.calls import UnsupportedNetwork, refusing
+from chanprune.channels.contexts import lost_context
 from chanprune.channels.emptied import remaining_calls
 from chanprune.channels.example import Example
 from chanprune.channels.kept import emptied, evenly, kept_mask, read_mask
@@ -28,6 +28,7 @@ from chanprune.channels.layers import (
 )
 from chanprune.channels.operations import MULTIPLY, name_of
 from chanprune.channels.plan import Plan
+from chanprune.channels.refusals import UnsupportedNetwork, refusing
 from chanprune.channels.resized import resized
 
 KeptPositions = tuple[tuple[Axis, ChannelNumbers], ...]
@@ -321,6 +322,8 @@ class Cut:
         fills = not emptied(before.groups, self.plan)
         facts = (before.layers, self.keep, self.traced_keep, fills)
         calls, constants = remaining_calls(calls, *facts)
+        if calls is not before.calls and (lost := lost_context(before.calls)):
+            raise ValueError(f"the network that is left has to be built from its calls, but {lost}")
         if before.trains_alike:
             return calls, calls, constants
         if isinstance(before.in_training, str):

@@ -129,7 +129,9 @@ class Layer:
         is_matrix = self.kind in ("conv", "linear") and not self.depthwise
         for parameter in self.parameters:
             axes: tuple[Axis, ...] = (Axis(0, self.outputs),)
-            if parameter == "weight" and is_matrix and self.transposed:
+            if parameter == "weight" and self.depthwise and self.transposed:
+                axes = (Axis(0, self.inputs),)
+            elif parameter == "weight" and is_matrix and self.transposed:
                 axes = (Axis(0, self.inputs), Axis(1, self.outputs))
             elif parameter == "weight" and is_matrix:
                 axes = (*axes, Axis(1, self.inputs, self.blocks))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from chanprune.channels.refusals import UnsupportedNetwork
 
 EMPTY = (OrderedDict, dict, set)
 
@@ -41,6 +44,9 @@ def copied(
         shares: The copy has the network's own parameters and buffers.
         dtype: Of all real numbers of the copy; None: their own.
         device: Of all tensors of the copy; None: their own.
+
+    Raises:
+        UnsupportedNetwork: It holds something that is no tensor and cannot be copied either.
     """
     held: dict[int, Any] = {}
 
@@ -61,10 +67,46 @@ def copied(
         for value in vars(module).values():
             if type(value) in EMPTY and not value:  # deepcopy takes long over the hooks
                 held[id(value)] = type(value)()
-            for tensor in value if isinstance(value, (list, tuple)) else (value,):
-                if isinstance(tensor, Tensor) and id(tensor) not in known:
-                    held[id(tensor)] = copy_of(tensor)
-    return copy.deepcopy(model, held)
+    try:
+        with _Copying(known, copy_of):
+            return copy.deepcopy(model, held)
+    except TypeError as error:
+        raise UnsupportedNetwork(
+            f"{_uncopied(model)} cannot be copied ({error}); take it out"
+        ) from error
+
+
+def _uncopied(model: nn.Module) -> str:
+    """Name what cannot be copied."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key in ("_modules", "_parameters", "_buffers"):
+                continue
+            try:
+                copy.deepcopy(value)
+            except TypeError:
+                return f"{name}.{key}".lstrip(".")
+            except Exception:  # tensors of the last forward pass
+                continue
+    return type(model).__name__
+
+
+class _Copying(TorchFunctionMode):
+    """While it is open, tensors that are no parameters and no buffers are copied by a function."""
+
+    def __init__(self, known: set[int], copy_of: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.known = known
+        self.copy_of = copy_of
+
+    def __torch_function__(  # noqa: D105
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__ or id(args[0]) in self.known:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        memo[id(tensor)] = self.copy_of(tensor)
+        return memo[id(tensor)]
 
 
 def random_states() -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import fx, nn
 from torch._ops import OpOverload, OpOverloadPacket
 
@@ -50,8 +51,8 @@ _NAMES = """
     abs neg negative square sqrt rsqrt sign exp exp2 expm1 log log1p log2 log10 sin cos tan atan
     sinh cosh asin acos erf reciprocal round floor ceil trunc frac nan_to_num logical_not isnan
     isinf isfinite clamp clamp_min clamp_max clip pow float_power
-    clone contiguous detach float double half bfloat16 int long bool to type type_as alias lift
-    lift_fresh_copy to_copy requires_grad data zeros_like ones_like full_like empty_like rand_like
+    clone contiguous detach float double half bfloat16 int long bool alias lift
+    lift_fresh_copy requires_grad data zeros_like ones_like full_like empty_like rand_like
     randn_like bernoulli cpu cuda
     add sub subtract rsub mul multiply div divide true_divide truediv floordiv floor_divide
     remainder fmod maximum minimum fmax fmin where masked_fill addcmul addcdiv lerp gt ge lt le ne
@@ -61,6 +62,8 @@ _NAMES = """
 ELEMENTWISE = words(_NAMES)
 # Of zeros they make something else, so that a product with them scales channels.
 GATES = frozenset({"sigmoid", "hardsigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp"})
+# To the type of something, or to its device.
+CASTS = frozenset({"to", "type", "type_as", "to_copy"})
 CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
 SUMS = frozenset({"add", "sub", "subtract", "rsub"})
 PRODUCTS = frozenset({"mul", "multiply"})
@@ -91,12 +94,12 @@ SPATIAL = words(
 
 # Along dimensions, by the place of these among the arguments.
 ALONG: dict[str, int] = {
-    **dict.fromkeys(("mean", "sum", "amax", "amin", "std", "var", "prod", "norm"), 1),
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "std", "var", "prod"), 1),
     **dict.fromkeys(("max", "min", "median", "sort", "argsort", "cumsum", "cumprod"), 1),
     **dict.fromkeys(("std_mean", "var_mean", "softmax", "log_softmax", "logsumexp"), 1),
     **dict.fromkeys(("argmax", "argmin", "any", "all", "softmin", "nanmean"), 1),
     **dict.fromkeys(("topk", "kthvalue"), 2),
-    **dict.fromkeys(("vector_norm", "normalize"), 2),
+    **dict.fromkeys(("norm", "vector_norm", "normalize"), 2),
 }
 # Their results have the dimensions of the operand; the others lose theirs, unless asked to keep.
 KEEPS_DIMENSIONS = words(
@@ -147,6 +150,7 @@ RESHAPING = words(
 
 # Of operations that are not the user's own; those of PyTorch's core have no module.
 _TRUSTED = ("torch", "_operator", "builtins", "math", "torchvision.ops")
+_OWN_NAMES = {F.unfold: "im2col"}  # the method `unfold` does something else
 _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}
 
 
@@ -169,7 +173,7 @@ def name_of(node: fx.Node) -> str:
         return name.replace(".", "::").rpartition("::")[2].strip("_")
     if target is getattr:
         return str(node.args[1])
-    name = str(getattr(target, "__name__", target))
+    name = _OWN_NAMES.get(target) or str(getattr(target, "__name__", target))
     module = getattr(target, "__module__", None) or "torch"
     if not module.startswith(_TRUSTED):
         return f"{module}.{name}"

@@ -11,12 +11,13 @@ from torch import fx, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.baked import KINDS, drawn_anew
+from chanprune.channels.compared import TOLERANCE
 from chanprune.channels.example import Example
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.layers import ChannelGroup, Layer
 from chanprune.channels.plan import Plan
-from chanprune.channels.selfcheck import TOLERANCE, masked
+from chanprune.channels.selfcheck import masked
 from chanprune.channels.shrunk import shrunk
 
 

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from chanprune.channels.graph import ChannelGraph
+from chanprune.channels.takes import Takes
+
+_CHECK = "takes_shapes"
 
 
 def rebuilt(model: nn.Module, graph: ChannelGraph) -> nn.Module:
@@ -25,15 +28,59 @@ def rebuilt(model: nn.Module, graph: ChannelGraph) -> nn.Module:
     if isinstance(graph.in_training, str):
         raise ValueError(f"the calls in train mode are not known: {graph.in_training}")
     network: nn.Module
-    with with_constants(model, graph.constants):
+    with with_constants(model, graph.constants), _with_check(model, graph) as calls:
         if graph.trains_alike and not _hides_a_layer(model):
-            network = fx.GraphModule(model, graph.calls, type(model).__name__)
+            network = fx.GraphModule(model, calls[0], type(model).__name__)
         else:
-            network = TwoModes(model, graph.calls, graph.in_training)
-    _put_in_order(network, model)
-    for name, module in network.named_modules():
-        module.training = model.get_submodule(name).training
+            network = TwoModes(model, *calls)
+        _put_in_order(network, model)
+        for name, module in network.named_modules():
+            module.training = model.get_submodule(name).training
     return network
+
+
+@contextmanager
+def _with_check(model: nn.Module, graph: ChannelGraph) -> Iterator[tuple[fx.Graph, fx.Graph]]:
+    """Let a network that was exported have a check of what it is called with, for a while.
+
+    Yields:
+        The calls in both modes, with that of the check.
+    """
+    in_eval, in_training = graph.calls, graph.in_training
+    assert isinstance(in_training, fx.Graph)
+    if not graph.is_exported:
+        yield in_eval, in_training
+        return
+    before = model._modules.get(_CHECK)
+    model.add_module(_CHECK, Takes(_shapes_taken(in_eval, graph.example.batch)))
+    checked = _with_first(in_eval, _CHECK)
+    yield checked, checked if graph.trains_alike else _with_first(in_training, _CHECK)
+    del model._modules[_CHECK]
+    if before is not None:
+        model._modules[_CHECK] = before
+
+
+def _shapes_taken(calls: fx.Graph, batch: int | None) -> list[tuple[int | None, ...]]:
+    """Return the shape of each tensor that the calls take, with None for the batch."""
+    shapes = [tuple(node.meta["shape"]) for node in _tensors_taken(calls)]
+    return [(None, *shape[1:]) if shape and shape[0] == batch else shape for shape in shapes]
+
+
+def _tensors_taken(calls: fx.Graph) -> list[fx.Node]:
+    return [node for node in calls.nodes if node.op == "placeholder" and "shape" in node.meta]
+
+
+def _with_first(calls: fx.Graph, name: str) -> fx.Graph:
+    """Copy calls, with one of a module in front that is given all tensors."""
+    copy = fx.Graph()
+    copy.set_codegen(calls._codegen)
+    copies: dict[fx.Node, fx.Node] = {}
+    taken = _tensors_taken(calls)
+    for node in calls.nodes:
+        copies[node] = copy.node_copy(node, copies.__getitem__)
+        if node is taken[-1]:
+            copy.call_module(name, tuple(copies[each] for each in taken))
+    return copy
 
 
 @contextmanager
@@ -61,8 +108,13 @@ def _put_in_order(network: nn.Module, model: nn.Module) -> None:
 
 
 def _hides_a_layer(model: nn.Module) -> bool:
-    """Tell whether a layer has the name of something that a graph module has of its own."""
-    return any(hasattr(fx.GraphModule, name) for name, _ in model.named_children())
+    """Tell whether a layer or tensor has the name of what a graph module has of its own."""
+    own = (
+        model.named_children(),
+        model.named_parameters(recurse=False),
+        model.named_buffers(recurse=False),
+    )
+    return any(hasattr(fx.GraphModule, name) for named in own for name, _ in named)
 
 
 class TwoModes(nn.Module):
@@ -76,8 +128,8 @@ class TwoModes(nn.Module):
 
     def __init__(self, root: nn.Module, in_eval: fx.Graph, in_training: fx.Graph):
         super().__init__()
-        self.calls = (in_eval, in_training)
-        for calls in self.calls:
+        self.__calls = (in_eval, in_training)
+        for calls in self.__calls:
             for node in calls.nodes:
                 if node.op in ("call_module", "get_attr"):
                     _take(self, root, str(node.target))
@@ -91,7 +143,7 @@ class TwoModes(nn.Module):
         return self._forwards[self.training](self, *args, **kwargs)
 
     def _compiled(self) -> list[Callable[..., Any]]:
-        return [_forward_of(calls) for calls in self.calls]
+        return [_forward_of(calls) for calls in self.__calls]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_forwards"}

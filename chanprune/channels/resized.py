@@ -62,6 +62,9 @@ def _rewritten(calls: fx.Graph, changed: dict[fx.Node, tuple[Any, ...]]) -> fx.G
             copies[node].target = target
             copies[node].args = fx.node.map_arg(tuple(args), copies.__getitem__)
             copies[node].kwargs = {}
+    for node in reversed(calls.nodes):  # sizes that nobody asks for any more may not exist
+        if node.meta.get("value") is not None and not copies[node].users:
+            copy.erase_node(copies[node])
     return copy
 
 
@@ -88,7 +91,10 @@ class _Sizes:
             args, kwargs = self.known(node.args), self.known(node.kwargs)
             is_method = node.op == "call_method"
             call: Any = getattr(args[0], str(node.target)) if is_method else node.target
-            self.values[node] = call(*(args[1:] if is_method else args), **kwargs)
+            try:
+                self.values[node] = call(*(args[1:] if is_method else args), **kwargs)
+            except (ArithmeticError, TypeError, ValueError, IndexError):
+                self.values[node] = None  # the code asks for something else of fewer channels
         else:
             self.values[node] = node.meta["value"]
 
@@ -226,7 +232,15 @@ def _for_slice(node: fx.Node, sizes: _Sizes) -> tuple[Any, ...] | None:
     return None
 
 
+def _for_filled(node: fx.Node, sizes: _Sizes) -> tuple[Any, ...] | None:
+    """Return zeros of another width (see `filled.filled`)."""
+    *others, axis, width, windows = node.args
+    left = sizes.shape(node)[axis]  # type: ignore[index]
+    return None if left == width else (node.target, *others, axis, left, windows)
+
+
 _RULES: dict[str, Any] = {
+    "chanprune.channels.filled.filled": _for_filled,
     **dict.fromkeys(_SHAPES, _for_view),
     **dict.fromkeys(_SPLITS, _for_split),
     "unflatten": _for_unflatten,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.baked import bake
-from chanprune.channels.calls import UnsupportedNetwork, first_line
+from chanprune.channels.compared import (
+    TOLERANCE,
+    CompactionError,
+    Inputs,
+    compared,
+    largest_difference,
+    outputs_of,
+)
 from chanprune.channels.double import InDouble
-from chanprune.channels.graph import ChannelGraph, Cut
+from chanprune.channels.graph import Cut
 from chanprune.channels.modes import copied, keeping_random_numbers
 from chanprune.channels.outputs import leaves
+from chanprune.channels.reasons import draws, why
 from chanprune.channels.rebuilt import rebuilt
 from chanprune.channels.shrunk import shrunk
-
-TOLERANCE = 1e-9
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class CompactionError(UnsupportedNetwork):
-    """Compact and masked network disagree: the channel graph does not describe the network."""
 
 
 def masked(model: nn.Module, cut: Cut, shares: bool = False) -> nn.Module:
@@ -74,19 +75,29 @@ def self_check(model: nn.Module, cut: Cut) -> float:
     """
     normal = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     images = cut.before.example.filled(normal, torch.float64, _device(model))
-    if not cut.before.trains_alike:
-        _check_train_mode(model, cut)
-    whole = copied(model, dtype=torch.float64).eval()
-    with InDouble(), torch.no_grad():
+    with InDouble(), torch.no_grad(), keeping_random_numbers():
+        if not cut.before.trains_alike:
+            _check_train_mode(copied(model, dtype=torch.float64).train(), cut, images)
+        whole = copied(model, dtype=torch.float64).eval()
         exact = bake(whole, cut.before.baked)
         if cut.before.is_exported:
             exact = rebuilt(exact, cut.before)
-            if not _compared(whole, exact, images)[1] <= TOLERANCE:
-                raise CompactionError("the calls that were exported compute something else")
+            _check_export(whole, exact, images)
         del whole
         cut = cut.of_plain
         first = _difference(exact, cut, images)
         return max(first, _difference(exact, cut, images)) if _enliven(exact, images) else first
+
+
+def _check_export(whole: nn.Module, exact: nn.Module, images: Inputs) -> None:
+    """Compare what was exported with the network.
+
+    Raises:
+        CompactionError: They differ.
+    """
+    if not compared(whole, exact, images)[1] <= TOLERANCE:
+        what = "draws random numbers" if draws(whole, images) else "computes something else"
+        raise CompactionError(f"what was exported cannot be compared: the network {what}")
 
 
 @torch.no_grad()
@@ -94,7 +105,7 @@ def _enliven(model: nn.Module, images: Inputs) -> bool:
     """Let every channel matter: draw constant parameters anew, and take the images' statistics.
 
     Returns:
-        Whether all that the network then puts out is finite.
+        Whether all that the network then puts out is a number.
     """
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -108,42 +119,59 @@ def _enliven(model: nn.Module, images: Inputs) -> bool:
             module.momentum = 1.0
     outputs = [leaf for _, leaf in leaves(model(*images[0], **images[1]))]
     model.eval()
-    return all(bool(leaf.isfinite().all()) for leaf in outputs if isinstance(leaf, Tensor))
+    return not any(bool(leaf.isnan().any()) for leaf in outputs if isinstance(leaf, Tensor))
 
 
-def _check_train_mode(model: nn.Module, cut: Cut) -> None:
-    """Compare the shapes of what both networks put out in train mode, where values may be random.
+def _check_train_mode(whole: nn.Module, cut: Cut, images: Inputs) -> None:
+    """Compare both networks in train mode, where they do something else than in eval mode.
+
+    Where what they put out is random beside dropout, or a constant stands for a batch norm, of
+    which train mode makes another constant, only the shapes are compared.
+
+    Args:
+        whole: The network in train mode, which is changed.
+        cut: What is cut.
+        images: What they are compared on.
 
     Raises:
         CompactionError: They differ, or the compact network cannot be run.
     """
-    whole = copied(model).train()
-    small = shrunk(whole, cut)
-    dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    args, kwargs = cut.before.example.filled(torch.zeros, dtype, _device(model))
-    with keeping_random_numbers(), torch.no_grad():
-        try:
-            expected = _shapes(whole(*args, **kwargs))
-        except Exception:  # the network cannot be trained on such images, compact or not
-            return
-        try:
-            got = _shapes(small(*args, **kwargs))
-        except Exception as error:
-            raise CompactionError(f"in train mode the compact network fails: {error}") from error
-    if expected != got:
+    reference, small = masked(whole, cut), shrunk(whole, cut)
+    try:
+        expected = outputs_of(reference, images, "")
+    except CompactionError:  # the network cannot be trained on such images, compact or not
+        return
+    failure = "in train mode the compact network fails"
+    torch.manual_seed(0)
+    got = outputs_of(small, images, failure)
+    shapes = _shapes(expected), _shapes(got)
+    if shapes[0] != shapes[1]:
         raise CompactionError(
-            f"in train mode the compact network puts out {got}, not {expected} as the whole one"
+            f"in train mode the compact network puts out {shapes[1]}, not {shapes[0]} as the whole"
         )
+    torch.manual_seed(0)
+    expected = outputs_of(reference, images, "")
+    error = largest_difference(got, expected)[1]
+    if error <= TOLERANCE or _makes_constants(cut) or draws(reference, images):
+        return
+    raise CompactionError(
+        f"in train mode compact and masked network differ by {error:.2g} (allowed {TOLERANCE:g}); "
+        f"{why(reference, small, cut, images)}"
+    )
+
+
+def _makes_constants(cut: Cut) -> bool:
+    return any(layer.made_of for layer in cut.after.layers.values())
 
 
 def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _shapes(output: Any) -> dict[str, Any]:
+def _shapes(outputs: Mapping[str, Any]) -> dict[str, Any]:
     return {
         place: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf
-        for place, leaf in leaves(output)
+        for place, leaf in outputs.items()
     }
 
 
@@ -154,85 +182,11 @@ def _difference(model: nn.Module, cut: Cut, images: Inputs) -> float:
         CompactionError: It is above the tolerance.
     """
     reference, compacted = masked(model, cut, shares=True), shrunk(model, cut, shares=True)
-    place, error = _compared(reference, compacted, images)
+    place, error = compared(reference, compacted, images)
     if not error <= TOLERANCE:
         raise CompactionError(
             f"compact and masked network differ by {error:.2g} (allowed {TOLERANCE:g})"
             f"{' in output' + place if place else ''}; "
-            f"{_where_they_part(reference, compacted, cut, images)}"
+            f"{why(reference, compacted, cut, images)}"
         )
     return error
-
-
-def _compared(reference: nn.Module, other: nn.Module, images: Inputs) -> tuple[str, float]:
-    """Return the output that differs most, and its difference."""
-    expected = _outputs_of(
-        *(reference, images),
-        "the network cannot be run in float64, so that nothing can be proven; "
-        "compact(..., check=False) does without the self-check",
-    )
-    got = _outputs_of(other, images, "the compact network fails")
-    if expected.keys() != got.keys():
-        raise CompactionError("the compact network's output has another structure")
-    errors = {place: _error(got[place], leaf) for place, leaf in expected.items()}
-    return max(errors.items(), key=lambda item: item[1])
-
-
-def _outputs_of(model: nn.Module, images: Inputs, failure: str) -> dict[str, Any]:
-    """Return what a network puts out, by place.
-
-    Raises:
-        CompactionError: It raises something; what a network raises is its own affair.
-    """
-    try:
-        with torch.inference_mode():
-            return dict(leaves(model(*images[0], **images[1])))
-    except Exception as error:
-        raise CompactionError(f"{failure}: {first_line(error)}") from error
-
-
-def _error(got: Any, expected: Any) -> float:
-    """Return how far an output is from another, relative to the other's largest value."""
-    if not isinstance(expected, Tensor) or not isinstance(got, Tensor):
-        return 0.0 if got == expected else math.inf
-    if got.shape != expected.shape or got.dtype != expected.dtype:
-        return math.inf
-    if not expected.numel() or torch.equal(got, expected):
-        return 0.0
-    if not expected.is_floating_point():
-        return math.inf
-    scale = expected.abs().max().item() or 1.0
-    error = (got - expected).abs().max().item() / scale
-    return math.inf if math.isnan(error) else error
-
-
-def _where_they_part(reference: nn.Module, compacted: nn.Module, cut: Cut, images: Inputs) -> str:
-    """Name the first layer whose kept outputs differ."""
-    outputs = [_layer_outputs(network, cut.after, images) for network in (reference, compacted)]
-    for name, full in outputs[0].items():
-        if cut.after.layers[name].kind == "constant":
-            continue
-        stays = torch.from_numpy(cut.keep[cut.before.layers[name].outputs])
-        kept = full.movedim(cut.after.layers[name].axis, 0)[stays.to(full.device)]
-        if (
-            kept - outputs[1][name].movedim(cut.after.layers[name].axis, 0)
-        ).abs().max() > TOLERANCE * max(1.0, full.abs().max().item()):
-            return f"they part at layer {name}"
-    return "they part behind the last layer"
-
-
-def _layer_outputs(
-    network: nn.Module, graph: ChannelGraph, images: Inputs
-) -> dict[str, torch.Tensor]:
-    outputs: dict[str, torch.Tensor] = {}
-    handles = [
-        network.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: outputs.__setitem__(name, output)
-        )
-        for name in graph.layers
-    ]
-    with torch.inference_mode():
-        network(*images[0], **images[1])
-    for handle in handles:
-        handle.remove()
-    return outputs

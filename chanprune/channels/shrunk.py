@@ -31,9 +31,14 @@ def shrunk(model: nn.Module, cut: Cut, shares: bool = False) -> nn.Module:
     """
     before, after = cut.before, cut.after
     small = copied(bake(model, before.baked), shares)
-    tensors = {**dict(small.named_parameters()), **dict(small.named_buffers())}
+    tensors = tensors_of(small)
     gathered = gather({name: tensor.detach() for name, tensor in tensors.items()}, cut)
-    state = {key: tensor.contiguous() for key, tensor in gathered.items()}
+    state = {
+        name: tensors[name]
+        if tensor.shape == tensors[name].shape
+        else laid_out(tensor, tensors[name])
+        for name, tensor in gathered.items()
+    }
     for name, layer in after.layers.items():
         if layer.made_of and not before.layers[name].made_of:
             kept = torch.from_numpy(cut.keep[before.layers[name].outputs].nonzero()[0])
@@ -47,6 +52,23 @@ def shrunk(model: nn.Module, cut: Cut, shares: bool = False) -> nn.Module:
         put_tensor(small, name, state[name])
     is_same = after.calls is before.calls and not before.is_exported
     return small if is_same else rebuilt(small, after)
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers by name; one that is shared by each of its names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor that is contiguous, with channels last where another one has them last."""
+    if not like.is_contiguous():
+        for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if like.dim() == rank and like.is_contiguous(memory_format=layout):
+                return tensor.contiguous(memory_format=layout)
+    return tensor.contiguous()
 
 
 def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:

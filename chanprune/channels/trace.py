@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, fx, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from chanprune.channels.baked import bake, computes_its_weights
-from chanprune.channels.calls import UnsupportedNetwork, record_calls, record_training
+from chanprune.channels.calls import record_calls, record_training
 from chanprune.channels.example import Example
-from chanprune.channels.exported import Exported
+from chanprune.channels.exported import Exported, LostContext
 from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.layers import Axis, ChannelNumbers
+from chanprune.channels.refusals import UnsupportedNetwork
 from chanprune.channels.rules.follow import follow
 from chanprune.channels.rules.walk import Walk
 from chanprune.channels.unite import without_repeats
@@ -50,6 +52,7 @@ def trace(model: nn.Module, example: Any) -> ChannelGraph:
             values, or on random numbers.
     """
     _refuse_wrappers(model)
+    _refuse_lazy(model)
     example = Example.of(example)
     computing = [name for name, m in model.named_modules() if computes_its_weights(m)]
     model = bake(model, computing)
@@ -94,11 +97,12 @@ def trace(model: nn.Module, example: Any) -> ChannelGraph:
 class _Recorded:
     """The calls in both modes, and what goes with them."""
 
-    def __init__(self, calls: fx.Graph, in_training: fx.Graph | str):
+    in_training: fx.Graph | str
+
+    def __init__(self, calls: fx.Graph, constants: dict[str, Tensor]):
         self.calls = calls
-        self.in_training = in_training
+        self.constants = constants
         self.plain: set[str] = set()
-        self.constants: dict[str, Tensor] = {}
         self.is_exported = False
 
 
@@ -106,13 +110,16 @@ def _record(model: nn.Module, example: Example) -> _Recorded:
     try:
         if example.has_plain_parts:
             raise UnsupportedNetwork("its arguments hold tensors beside other values")
-        calls = record_calls(model, example)
+        constants: dict[str, Tensor] = {}
+        calls = record_calls(model, example, constants)
     except UnsupportedNetwork as error:
         return _record_by_export(model, example, error)
+    recorded = _Recorded(calls, constants)
     try:
-        return _Recorded(calls, record_training(model, example, calls))
+        recorded.in_training = record_training(model, example, constants, calls)
     except UnsupportedNetwork as error:
-        return _Recorded(calls, str(error))
+        recorded.in_training = str(error)
+    return recorded
 
 
 def _record_by_export(model: nn.Module, example: Example, error: UnsupportedNetwork) -> _Recorded:
@@ -121,23 +128,33 @@ def _record_by_export(model: nn.Module, example: Example, error: UnsupportedNetw
     Raises:
         UnsupportedNetwork: It cannot be exported; the reason is that of the tracing.
     """
+    constants: dict[str, Tensor] = {}
     try:
-        exported = Exported(model, example, training=False)
+        exported = Exported(model, example, constants, training=False)
     except UnsupportedNetwork as second:
-        raise (second if example.has_plain_parts else error) from second
-    recorded = _Recorded(exported.calls, exported.calls)
+        is_better = example.has_plain_parts or isinstance(second, LostContext)
+        raise (second if is_better else error) from second
+    recorded = _Recorded(exported.calls, constants)
     recorded.is_exported = True
-    recorded.plain, recorded.constants = exported.plain, exported.constants
+    recorded.in_training, recorded.plain = exported.calls, exported.plain
     try:
-        training = Exported(model, example, training=True)
+        training = Exported(model, example, constants, training=True)
     except UnsupportedNetwork as second:
         recorded.in_training = str(second)
     else:
-        if str(training.calls) != str(exported.calls) or training.constants:
+        if _without_names(training.calls) != _without_names(exported.calls):
             recorded.in_training = training.calls
             recorded.plain |= training.plain
-            recorded.constants |= training.constants
     return recorded
+
+
+def _without_names(calls: fx.Graph) -> list[str]:
+    """Return what is called, with numbers in place of the names of results."""
+    numbers = {node: f"#{number}" for number, node in enumerate(calls.nodes)}
+    return [
+        str((node.op, node.target, fx.node.map_arg((node.args, node.kwargs), numbers.get)))
+        for node in calls.nodes
+    ]
 
 
 def _note_channels(walk: Walk, renumbered: ChannelNumbers) -> None:
@@ -149,6 +166,14 @@ def _note_channels(walk: Walk, renumbered: ChannelNumbers) -> None:
     for node, numbers in walk.channels.items():
         several = isinstance(numbers, tuple)
         node.meta["channels"] = tuple(map(final, numbers)) if several else final(numbers)  # type: ignore[arg-type]
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            raise UnsupportedNetwork(
+                f"layer {name} ({type(module).__name__}) has no size yet; run the network once"
+            )
 
 
 def _refuse_wrappers(model: nn.Module) -> None:

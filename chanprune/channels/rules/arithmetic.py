@@ -17,7 +17,7 @@ from chanprune.channels.rules.nodes import (
     operand,
     shape_of,
 )
-from chanprune.channels.rules.walk import Walk
+from chanprune.channels.rules.walk import Bare, Walk
 from chanprune.channels.spread import aligned, axes_of
 
 
@@ -38,6 +38,15 @@ def label(node: fx.Node) -> str:
 def same(walk: Walk, node: fx.Node) -> None:
     """Keep the channels of the operand."""
     walk.put(node, walk.channels[operand(node)])
+
+
+def cast(walk: Walk, node: fx.Node) -> None:
+    """Keep the channels of the first operand; of another one only the type is asked."""
+    source = argument(node, 0)
+    if source in walk.channels:
+        walk.put(node, walk.channels[source])
+    elif source in walk.bare:
+        walk.bare[node] = walk.bare[source]
 
 
 def fresh(walk: Walk, node: fx.Node) -> None:
@@ -84,11 +93,15 @@ def _extents(side: fx.Node, rank: int) -> tuple[int, ...]:
 
 
 def _combine_bare(walk: Walk, node: fx.Node) -> None:
-    """Follow a parameter through arithmetic with numbers; what is made of several stays whole."""
-    bare = [source for source in node.all_input_nodes if source in walk.bare]
+    """Follow parameters through arithmetic with numbers, and with each other where all fit."""
     tensors = [source for source in node.all_input_nodes if is_tensor(source)]
-    if len(tensors) == 1 and len(bare) == 1 and shape_of(node) == shape_of(bare[0]):
-        walk.bare[node] = walk.bare[bare[0]]
+    bare = [walk.bare[source] for source in tensors if source in walk.bare]
+    if len(bare) == len(tensors) and all(
+        shape_of(source) == shape_of(node) and np.array_equal(each.places, bare[0].places)
+        for source, each in zip(tensors, bare, strict=True)
+    ):
+        names = tuple(dict.fromkeys(name for each in bare for name in each.names))
+        walk.bare[node] = Bare(names, bare[0].places)
     else:
         whole(walk, node)
 
@@ -138,6 +151,10 @@ def spatial(walk: Walk, node: fx.Node) -> None:
     if numbers is None:
         whole(walk, node)
         return
+    for source in node.all_input_nodes:
+        others = walk.numbers(source)
+        if source is not operand(node) and others is not None:
+            walk.freeze(others, f"{label(node)} reads positions from it")
     first = 2 if count is None else numbers.ndim - count
     for axis in axes_of(numbers):
         if axis >= first:
@@ -161,9 +178,10 @@ def along(walk: Walk, node: fx.Node) -> None:
     for axis in axes_of(numbers):
         if axis in dims:
             numbers = walk.whole_along(numbers, axis, f"{label(node)} needs all its channels")
+    takes = name in ("topk", "kthvalue") or name not in ops.KEEPS_DIMENSIONS
+    if takes and module is None and any(axis in dims for axis in axes_of(numbers)):
+        return
     if name not in ops.KEEPS_DIMENSIONS and module is None:
-        if any(axis in dims for axis in axes_of(numbers)):
-            return
         rank = len(shape_of(node) if is_tensor(node) else node.meta["holds"][0])
         if rank < numbers.ndim:
             numbers = numbers.squeeze(tuple(set(dims)))
@@ -200,9 +218,10 @@ def product_of_matrices(walk: Walk, node: fx.Node) -> None:
 
 def attention(walk: Walk, node: fx.Node) -> None:
     """Keep the features of the values, which attention weighs; queries and keys stay whole."""
-    query, key, value, *masks = (s for s in node.all_input_nodes if is_tensor(s))
+    names = ("query", "key", "value", "attn_mask")
+    query, key, value, mask = (argument(node, i, name) for i, name in enumerate(names))
     numbers = walk.numbers(value)
-    if value in (query, key) or numbers is None or masks:
+    if value in (query, key) or numbers is None or mask is not None:
         whole(walk, node)
         return
     for axis in axes_of(numbers):

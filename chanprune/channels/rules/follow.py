@@ -10,9 +10,9 @@ import torch
 from torch import fx, nn
 
 from chanprune.channels import operations as ops
-from chanprune.channels.calls import refusing
 from chanprune.channels.emptied import Constant
 from chanprune.channels.operations import name_of
+from chanprune.channels.refusals import refusing
 from chanprune.channels.rules import arithmetic, layers, positions
 from chanprune.channels.rules.nodes import compares_tensors, is_tensor, operand, shape_of
 from chanprune.channels.rules.walk import Bare, Rule, Walk
@@ -37,6 +37,7 @@ _MODULES: list[tuple[Any, Rule]] = [
 ]
 _CALLS: list[tuple[frozenset[str], Rule]] = [
     (ops.ELEMENTWISE, arithmetic.elementwise),
+    (ops.CASTS, arithmetic.cast),
     (ops.SPATIAL, arithmetic.spatial),
     (frozenset(ops.ALONG), arithmetic.along),
     (frozenset({"getitem"}), positions.indexed),
@@ -46,6 +47,7 @@ _CALLS: list[tuple[frozenset[str], Rule]] = [
     (frozenset({"channel_shuffle", "native_channel_shuffle"}), positions.shuffled),
     (frozenset({"pixel_shuffle"}), positions.pixel_shuffled),
     (frozenset({"index_select"}), positions.selected),
+    (frozenset({"im2col"}), positions.unfolded),
     (frozenset({"matmul", "bmm"}), arithmetic.product_of_matrices),
     (frozenset({"scaled_dot_product_attention"}), arithmetic.attention),
     (frozenset({"layer_norm", "rms_norm"}), layers.functional_norm),
@@ -55,7 +57,11 @@ _CALLS: list[tuple[frozenset[str], Rule]] = [
 _FUNCTIONS = {name: rule for names, rule in reversed(_CALLS) for name in names}
 _MOVE = (positions.moved, positions.pixel_shuffled)
 _KEEP_ZERO = (arithmetic.same, arithmetic.spatial, *_MOVE, layers.prelu)
-_PASS_ON = (*_MOVE, positions.indexed, arithmetic.spatial, arithmetic.same)
+_KEEP_POSITIONS = (
+    *(arithmetic.same, arithmetic.gate, arithmetic.elementwise, arithmetic.cast),
+    *(layers.batch_norm, layers.prelu, layers.scale, positions.joined),
+)
+_PASS_ON = (*_MOVE, positions.indexed, arithmetic.spatial, arithmetic.same, arithmetic.cast)
 
 
 def follow(walk: Walk, calls: fx.Graph, training: bool = False) -> None:
@@ -73,9 +79,13 @@ def _visit(walk: Walk, node: fx.Node) -> None:
     elif node.op == "placeholder":
         _visit_input(walk, node)
     elif node.op == "get_attr":
-        if is_tensor(node) and math.prod(shape_of(node)) <= LARGEST_BARE:
+        if (
+            walk.holds(str(node.target))
+            and is_tensor(node)
+            and math.prod(shape_of(node)) <= LARGEST_BARE
+        ):
             places = np.arange(math.prod(shape_of(node))).reshape(tuple(shape_of(node)))
-            walk.bare[node] = Bare(str(node.target), places)
+            walk.bare[node] = Bare((str(node.target),), places)
     elif isinstance(walk.modules.get(str(node.target)), Constant):
         layers.constant(walk, node)
     elif is_tensor(node) or node.meta["holds"]:
@@ -106,6 +116,9 @@ def _visit_call(walk: Walk, node: fx.Node) -> None:
     if node.op == "call_module":
         node.meta["keeps_zero"] = rule in _KEEP_ZERO and _keeps_zero(walk.modules[str(node.target)])
     rule(walk, node)
+    node.meta["keeps_positions"] = rule in _KEEP_POSITIONS or positions.takes_channels_alone(
+        walk, node
+    )
     numbers = walk.numbers(node)
     assert numbers is None or numbers.ndim == len(shape_of(node)), node
     if rule in _PASS_ON and any(source in walk.nonzero for source in node.all_input_nodes):

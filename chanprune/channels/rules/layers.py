@@ -10,11 +10,13 @@ from torch import fx, nn
 
 from chanprune.channels import operations as ops
 from chanprune.channels.baked import can_be_baked
+from chanprune.channels.filled import windows_of
 from chanprune.channels.gathered import Gathered
 from chanprune.channels.layers import ChannelNumbers, Layer, constant_layer
+from chanprune.channels.operations import name_of
 from chanprune.channels.plain import has_code_of_its_own, treats_channels_alone
 from chanprune.channels.rules.arithmetic import whole
-from chanprune.channels.rules.nodes import argument, operand, shape_of
+from chanprune.channels.rules.nodes import argument, is_tensor, operand, shape_of, values
 from chanprune.channels.rules.walk import Walk
 from chanprune.channels.spread import axes_of
 
@@ -50,6 +52,8 @@ def convolution(walk: Walk, node: fx.Node) -> None:
         rank=len(shape_of(node)),
         normalised_by=_following_norm(walk, node),
     )
+    if len(node.args) + len(node.kwargs) == 1:
+        node.meta["windows"] = windows_of(module)
     for numbers in (inputs, outputs):
         walk.numbering.divide(numbers, blocks, name)
     _keep_whole_if_asked(walk, name, inputs)
@@ -83,14 +87,14 @@ def batch_norm(walk: Walk, node: fx.Node) -> None:
     module: Any = walk.modules[name]
     source = operand(node)
     inputs, index = walk.read(source, 1, name), None
-    producer = walk.layers.get(str(source.target))
-    is_behind = producer is not None and name in producer.normalised_by
+    is_behind = _alone_behind_layer(walk, node)
     gathers = isinstance(module, Gathered)
     known = walk.layers.get(name)
     in_place = not gathers and (is_behind or walk.numbering.is_input(inputs))
     if in_place:
         outputs = inputs
-        walk.numbering.normed_by(outputs, name)
+        if module.affine:
+            walk.numbering.normed_by(outputs, name)
     elif known is not None:
         outputs, index = known.outputs, known.index
     else:
@@ -107,7 +111,7 @@ def batch_norm(walk: Walk, node: fx.Node) -> None:
         parameters=_parameters(module),
         rank=len(shape_of(node)),
     )
-    if not getattr(module, "affine", False):
+    if not module.affine and not in_place:
         walk.freeze(outputs, f"{name} has no scale")
     is_alike = in_place and (known is None or known.passes_on)
     if name in walk.called and not is_alike:
@@ -150,7 +154,7 @@ def layer_norm(walk: Walk, node: fx.Node) -> None:
 
 def functional_norm(walk: Walk, node: fx.Node) -> None:
     """Keep whole what a function normalises over channels."""
-    normalised(walk, node, argument(node, 1, "normalized_shape"))
+    normalised(walk, node, values(argument(node, 1, "normalized_shape")))
 
 
 def normalised(walk: Walk, node: fx.Node, over: Any) -> None:
@@ -228,6 +232,28 @@ def _following_norm(walk: Walk, node: fx.Node) -> frozenset[str]:
     target = str(users[0].target)
     is_norm = isinstance(walk.modules[target], ops.BATCH_NORMS)
     return frozenset({target}) if is_norm else frozenset()
+
+
+def _alone_behind_layer(walk: Walk, norm: fx.Node) -> bool:
+    """Tell whether a batch norm alone reads a layer, maybe behind what leaves channels alone."""
+    reader, source = norm, operand(norm)
+    while all(user is reader or "value" in user.meta for user in source.users):
+        if source.op == "call_module" and str(source.target) in walk.layers:
+            layer = walk.layers[str(source.target)]
+            norms = layer.normalised_by
+            return layer.kind != "norm" and (reader is not norm or str(norm.target) in norms)
+        sources = [each for each in source.all_input_nodes if is_tensor(each)]
+        if len(sources) != 1 or not _leaves_channels_alone(walk, source):
+            return False
+        reader, source = source, sources[0]
+    return False
+
+
+def _leaves_channels_alone(walk: Walk, node: fx.Node) -> bool:
+    """Tell whether a call treats each element alone, or gives a tensor another shape."""
+    if node.op == "call_module":
+        return isinstance(walk.module(node), ops.ELEMENTWISE_MODULES)
+    return name_of(node) in ops.ELEMENTWISE | {"view", "reshape", "flatten", "unflatten"}
 
 
 def _gathered_index(module: nn.Module, width: int) -> ChannelNumbers:

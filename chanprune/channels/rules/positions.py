@@ -166,6 +166,18 @@ def _taken(node: fx.Node, shape: torch.Size) -> dict[int, tuple[int, int]]:
     }
 
 
+def takes_channels_alone(walk: Walk, node: fx.Node) -> bool:
+    """Tell whether a call takes a part of a tensor's channels, and all of its positions."""
+    source = node.all_input_nodes[0]
+    if name_of(node) != "getitem" or isinstance(walk.channels.get(source), tuple):
+        return name_of(node) in ("getitem", "narrow", "slice")
+    numbers = walk.numbers(source)
+    axes = [] if numbers is None else axes_of(numbers)
+    return all(
+        axis in axes or part == slice(None) for axis, part in _parts(node, len(shape_of(source)))
+    )
+
+
 def _is_run(part: Any) -> bool:
     return isinstance(part, slice) and part.step in (None, 1)
 
@@ -181,9 +193,9 @@ def _move_bare(walk: Walk, node: fx.Node) -> None:
     elements = expanded(bare.places, shape_of(operand(node)))
     result = run(walk.modules, node, elements)
     if isinstance(result, Tensor):
-        walk.bare[node] = Bare(bare.name, compressed(result))
+        walk.bare[node] = Bare(bare.names, compressed(result))
     else:
-        walk.whole.add(bare.name)
+        walk.whole.update(bare.names)
 
 
 def indexed(walk: Walk, node: fx.Node) -> None:
@@ -225,6 +237,15 @@ def selected(walk: Walk, node: fx.Node) -> None:
                 numbers, [*numbers.shape[:dim], shape_of(node)[dim], *numbers.shape[dim + 1 :]]
             )
     walk.put(node, numbers)
+
+
+def unfolded(walk: Walk, node: fx.Node) -> None:
+    """Follow the windows of each channel, which become channels one behind the other."""
+    if len(shape_of(operand(node))) != 4:
+        whole(walk, node)
+        return
+    numbers = walk.read(operand(node), 1, label(node))
+    walk.put_along(node, numbers.repeat(shape_of(node)[1] // len(numbers)))
 
 
 def shuffled(walk: Walk, node: fx.Node) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from chanprune.channels.layers import ChannelNumbers, Layer
 from chanprune.channels.rules.nodes import shape_of
@@ -20,14 +20,14 @@ Numbers = ChannelNumbers | tuple[ChannelNumbers | None, ...]
 
 @dataclass(frozen=True, eq=False)
 class Bare:
-    """A parameter or buffer that no layer holds, on its way to the channels that it meets.
+    """Parameters or buffers that no layer holds, on their way to the channels that they meet.
 
     Attributes:
-        name: Its name.
-        places: Which of its elements stands at each place; see `spread`.
+        names: Their names; of several what is made element by element.
+        places: Which of their elements stand at each place; see `spread`.
     """
 
-    name: str
+    names: tuple[str, ...]
     places: ChannelNumbers
 
 
@@ -37,7 +37,7 @@ class Walk:
     Attributes:
         channels: Call -> the channel numbers of its result (see `spread`); of several tensors that
             are returned together, those of each. What is not here has channels that all stay.
-        bare: Call -> the parameter or buffer that it returns.
+        bare: Call -> the parameters or buffers that it returns, or makes something of.
         sizes: Call whose result is made of sizes of tensors -> the channels of these.
         nonzero: Calls that make something of zeros, as gates do.
         grids: Arrays of numbers that vary along several axes, of which one may lose channels.
@@ -125,7 +125,7 @@ class Walk:
     def keep_bare_whole(self, source: fx.Node) -> None:
         """Keep the parameter or buffer whole that a node returns, if it returns one."""
         if source in self.bare:
-            self.whole.add(self.bare[source].name)
+            self.whole.update(self.bare[source].names)
 
     def freeze_sizes(self, node: fx.Node, reason: str) -> None:
         """Keep the channels whole of whose number a node is given something."""
@@ -146,26 +146,35 @@ class Walk:
 
     def meet(self, bare: Bare, numbers: ChannelNumbers, rank: int) -> None:
         """Let a bare tensor have the channels of what it is combined with, element by element."""
-        tensor = self._tensor(bare.name)
         places, own = np.broadcast_arrays(aligned(bare.places, rank), numbers)
-        by_place = np.full(tensor, -1)
+        for name in bare.names:
+            self._meet(name, places, own)
+
+    def _meet(self, name: str, places: ChannelNumbers, own: ChannelNumbers) -> None:
+        by_place = np.full(self._tensor(name), -1)
         flat = by_place.reshape(-1)
         flat[places.ravel()] = own.ravel()
         self.numbering.unite(flat[places], own)
-        known = self.tensors.get(bare.name)
+        known = self.tensors.get(name)
         axes = [d for d in range(by_place.ndim) if _varies(by_place, d)]
         if not axes:
             return
         along = [axes[0]] if known is None else [known[0]]
         if axes != along or (by_place < 0).any():
-            self.freeze(own, f"it is combined with a part of {bare.name}")
-            self.whole.add(bare.name)
+            self.freeze(own, f"it is combined with a part of {name}")
+            self.whole.add(name)
             return
         of_axis = np.moveaxis(by_place, axes[0], 0).reshape(by_place.shape[axes[0]], -1)[:, 0]
         if known is not None:
             self.numbering.unite(known[1], of_axis)
         else:
-            self.tensors[bare.name] = (axes[0], of_axis)
+            self.tensors[name] = (axes[0], of_axis)
+
+    def holds(self, name: str) -> bool:
+        """Tell whether the network has a parameter or buffer of a name; calls may read others."""
+        owner, _, last = name.rpartition(".")
+        module = self.modules.get(owner)
+        return module is not None and isinstance(getattr(module, last, None), Tensor)
 
     def _tensor(self, name: str) -> tuple[int, ...]:
         owner, _, last = name.rpartition(".")

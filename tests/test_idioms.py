@@ -112,7 +112,6 @@ def test_what_an_operation_needs_whole_stays_whole_and_says_why():
         "assignment": "setitem needs all its channels",
         "functional convolution": "conv2d needs all its channels",
         "chosen by index": "gathers fixed channels",
-        "norm without scale": "bare has no scale",
         "norm called twice": "b.1 is called several times",
         "spatial attention": "it is broadcast in mul",
     }

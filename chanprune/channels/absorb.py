@@ -270,7 +270,7 @@ class _Constants(fx.Interpreter):
 
     def _emitted(self, module: nn.Module, layer: Layer, lacking: Tensor) -> Tensor:
         """Return what the batch norm's dropped channels emit; the others hold nothing of use."""
-        ones = torch.ones_like(_positions(lacking[0])[:, 0])
+        ones = lacking.new_ones(lacking.shape[1])
         scale = ones if module.weight is None else module.weight
         shift = 0 * ones if module.bias is None else module.bias
         assert isinstance(shift, Tensor)

@@ -132,12 +132,22 @@ def codegen_of(example: Example, names: list[str]) -> CodeGen:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, runs: bool = False) -> Iterator[None]:
     """Put all attributes of all modules back afterwards, modes too; call no hooks meanwhile.
 
     So are the values of buffers, which a forward may count in or write to.
+
+    Args:
+        model: The network.
+        runs: Its batch norms are run as well, not only traced.
     """
-    values = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
+    values = [
+        (buffer, buffer.detach().clone())
+        for module in model.modules()
+        if runs or not isinstance(module, ops.BATCH_NORMS)
+        for buffer in module.buffers(recurse=False)
+        if not buffer.is_meta
+    ]
     before = []
     for module in model.modules():
         own = vars(module)

@@ -81,7 +81,7 @@ class Exported:
         self.constants = constants
         self.plain: set[str] = set()
         self.device: fx.Node | None = None
-        with undisturbed(network):
+        with undisturbed(network, runs=True):
             program = _export(network.train(training), example)
             self._take_constants(program)
             self.calls = self._converted(_inlined(program), example)

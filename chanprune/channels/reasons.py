@@ -35,8 +35,8 @@ def why(reference: nn.Module, compacted: nn.Module, cut: Cut, images: Inputs) ->
 
 
 def draws(network: nn.Module, images: Inputs) -> bool:
-    """Tell whether a network that is run twice puts out two things."""
-    return not compared(network, network, images)[1] <= TOLERANCE
+    """Tell whether a network that is run several times puts out several things."""
+    return any(not compared(network, network, images)[1] <= TOLERANCE for _ in range(8))
 
 
 def _other_number(whole: nn.Module, compacted: nn.Module, cut: Cut) -> str:

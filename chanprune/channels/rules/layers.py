@@ -250,9 +250,14 @@ def _alone_behind_layer(walk: Walk, norm: fx.Node) -> bool:
 
 
 def _leaves_channels_alone(walk: Walk, node: fx.Node) -> bool:
-    """Tell whether a call treats each element alone, or gives a tensor another shape."""
+    """Tell whether a call treats each element alone, or gives a tensor another shape.
+
+    In place of an identity another form of the network may move channels, as a converted
+    CondenseNet does; the groups of both are to have the same names.
+    """
     if node.op == "call_module":
-        return isinstance(walk.module(node), ops.ELEMENTWISE_MODULES)
+        module = walk.module(node)
+        return isinstance(module, ops.ELEMENTWISE_MODULES) and not isinstance(module, nn.Identity)
     return name_of(node) in ops.ELEMENTWISE | {"view", "reshape", "flatten", "unflatten"}
 
 

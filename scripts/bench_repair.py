@@ -187,7 +187,7 @@ def halved(model: nn.Module, graph: ChannelGraph, coupled: Any, kind: str) -> Pl
     if kind != SCORES[0]:
         scores = {name: score / score.mean() for name, score in scores.items()}
     plan: Plan = bisected(
-        lambda ratio: Plan(select_global(scores, ratio=ratio).kept),
+        lambda ratio: Plan(select_global(scores, ratio).kept),
         lambda plan: count_plan(model, graph, plan).macs,
         count(model, graph.input_shape).macs / 2,
     )

@@ -17,6 +17,7 @@ from chanprune.config import cli
 from chanprune.config.asked import Asked, place, understood
 from chanprune.config.composing import OF_CODE
 from chanprune.config.schema import refuse_missing_data
+from chanprune.files.digest import file_digest
 from chanprune.files.reading import text_of
 from chanprune.pipeline.widths import kept_widths
 from chanprune.processes import ranks
@@ -135,7 +136,8 @@ def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
             where = where_it_begins(run_dir)
             code = components.own_code(asked.config)
             origin |= {"components": code} if code else {}
-            environment = {**describe_environment(), **where, **images, **origin}
+            weights = _digest_of_weights(asked)
+            environment = {**describe_environment(), **where, **images, **weights, **origin}
             begin(run_dir, {"config": asked.config, "environment": environment})
         else:
             _compare_images(found, images, run_dir, here["dataset"])
@@ -148,7 +150,8 @@ def _do(asked: Asked, watch: Watch | None = None) -> dict[str, str]:
     print(f"in {run_dir}: {', '.join(written)}, tensorboard")
     for picture in sorted(pictures_of(run_dir)):
         print(f"picture: {run_dir / picture}")
-    print(f"the compact model: chanprune.load({str(run_dir)!r})")
+    factory = ", factory=...)" if "target" in asked.config["model"] else ")"
+    print(f"the compact model: chanprune.load({str(run_dir)!r}{factory}")
     return _line(run_dir)
 
 
@@ -168,7 +171,21 @@ def _look(asked: Asked) -> Found:
                 f"{what}={code['name']} is now; put that back, or give another run.dir, or "
                 "run.overwrite=true"
             )
+    weights = _digest_of_weights(asked)
+    match found.record:
+        case {"environment": {"weights": began}} if weights and began != weights["weights"]:
+            raise UserError(
+                f"run.dir={asked.run_dir} holds a run that began with other weights than "
+                f"model.weights={asked.config['model']['weights']} are now; give another run.dir, "
+                "or run.overwrite=true"
+            )
     return found
+
+
+def _digest_of_weights(asked: Asked) -> dict[str, str]:
+    """Return what the file of weights is that a run begins with; nothing if there is none."""
+    path = Path(asked.here["model"].get("weights") or "")
+    return {"weights": file_digest(path)} if path.is_file() else {}
 
 
 def _is_whole(found: Found) -> bool:

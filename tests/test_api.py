@@ -214,10 +214,57 @@ def test_what_cannot_be_carried_is_refused_and_nothing_is_changed():
         ([sgd, optimizer], "cannot be cut; begin with a new optimiser"),
         ([sgd, model], "cannot be carried"),
         ([sgd, {"odd": torch.ones(2)}], "odd is no tensor of the network"),
+        ([sgd, torch.optim.LBFGS(model.parameters())], "keeps parameters of its own"),
+        ([sgd, torch.optim.SGD(copy.deepcopy(model).parameters(), lr=1)], "holds no parameter"),
     ):
         with pytest.raises(ValueError, match=message):
             chanprune.carry(model, small, graph, plan, *holders)
     assert [id(p) for p in sgd.param_groups[0]["params"]] == [id(p) for p in model.parameters()]
+
+
+def test_networks_and_plans_that_do_not_belong_together_are_refused():
+    model = randomise(SMALL["residual"](), 0)
+    graph = chanprune.trace(model, SMALL_SHAPE)
+    plan, other = (chanprune.select(model, graph, ratio=ratio) for ratio in (0.3, 0.5))
+    small = chanprune.compact(model, graph, plan)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for given in ((small, model, graph, plan), (model, small, graph, other)):
+        with pytest.raises(ValueError, match=r"not what this plan leaves|not the one of"):
+            chanprune.carry(*given, optimizer)
+
+
+def test_parameters_of_one_element_are_carried():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.PReLU(), nn.Conv2d(8, 8, 3), nn.Flatten())
+    model.append(nn.Linear(8 * 12 * 12, 1))
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, optimizer)
+    graph = chanprune.trace(model, SMALL_SHAPE)
+    plan = chanprune.select(model, graph, ratio=0.4)
+    small = chanprune.compact(model, graph, plan)
+    chanprune.carry(model, small, graph, plan, optimizer)
+    assert all("exp_avg" in optimizer.state[parameter] for parameter in small.parameters())
+    train(small, optimizer)
+
+
+class Gridded(nn.Module):
+    """A buffer that no file holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.register_buffer("grid", torch.linspace(0, 1, 14), persistent=False)
+
+    def forward(self, images):
+        return self.out(torch.relu(self.conv(images)) * self.grid)
+
+
+def test_buffers_that_no_file_holds_are_made_again(tmp_path):
+    model = Gridded()
+    graph = chanprune.trace(model, SMALL_SHAPE)
+    small = chanprune.compact(model, graph, chanprune.select(model, graph, **HALF))
+    chanprune.save(small, tmp_path)
+    images = torch.randn(2, *SMALL_SHAPE)
+    assert torch.equal(chanprune.load(tmp_path, factory=Gridded)(images), small.eval()(images))
 
 
 def build(width=16):
@@ -369,6 +416,10 @@ def test_what_cannot_be_saved_is_refused_before_a_file_is_written(tmp_path):
         ({"ratio": 0.3, "criterion": "taylor"}, "needs images="),
         ({"ratio": 0.3, "keep": ["nothing"]}, "'nothing' matches no layer"),
         ({"ratio": 0.3, "shares": {"0": 1.5}}, "which is not in"),
+        ({"ratio": 0.3, "shares": {"7": 0.5}}, "prune.shares names 7, which stays whole"),
+        ({"ratio": 0.3, "scope": "layers"}, "must be one of global, layer"),
+        ({"ratio": 0.3, "round_to": 0}, "round_to must be 1 or more"),
+        ({"target_macs": "200M"}, "is no amount"),
     ],
 )
 def test_what_cannot_be_selected_is_said_in_one_line(asked, message):

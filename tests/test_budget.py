@@ -88,7 +88,7 @@ def test_a_budget_that_is_met_already_takes_nothing():
         (2, {}, "cannot be met: with all that may go"),
         (0.3, {"min_share": 0.9}, "lower prune.min_share"),
         (0, {}, "leaves no network"),
-        (0.93, {"round_to": 8}, "within 1 %: the nearest below is"),
+        (0.93, {"round_to": 8}, "the nearest below that was found is"),
     ],
 )
 def test_a_budget_that_cannot_be_met_is_refused_with_what_can(amount, options, message):
@@ -101,7 +101,7 @@ def test_the_nearest_that_is_named_can_be_had():
     model = randomise(SMALL["residual"](), 0)
     with pytest.raises(NearestError) as refusal:
         chosen(model, SMALL_SHAPE, "macs", 0.93, round_to=8)
-    nearest = int(str(refusal.value).split("nearest below is ")[1].split()[0].replace(",", ""))
+    nearest = int(str(refusal.value).split("that was found is ")[1].split()[0].replace(",", ""))
     graph, selection, budget = chosen(model, SMALL_SHAPE, "macs", nearest, round_to=8)
     assert budget.cost_of(selection.kept) == nearest
 

@@ -155,6 +155,7 @@ def weights_of(*layers):
         (['prune.keep=["("]'], "is no regular expression"),
         (["prune.shares={stem: 1.5}"], "must be {NAME: a number in [0, 1)}"),
         (["criterion=taylor"], "needs labelled images, and dataset=none has none"),
+        (["prune.widths=out", "prune.target_macs=0.5"], "and prune.widths: give one of them"),
         (["prune.recalibrate=10"], "needs images, and dataset=none has none"),
         (["finetune.epochs=1"], "dataset=none has no labelled images to train with"),
         (["method=slimming"], "take method=none and a criterion"),
@@ -194,6 +195,17 @@ def test_code_that_a_run_names_is_called_only_if_it_is_given(folder):
         assert asked.stderr.count("\n") == 1
     given = call("chanprune.train", "resume=out", "model.target=net:Net", cwd=folder)
     assert given.returncode == 0 and "holds this run, finished" in given.stdout
+
+
+def test_changed_weights_are_another_run(folder):
+    namespace: dict = {}
+    exec(compile(NET, "net.py", "exec"), namespace)
+    asked = []
+    for _ in range(2):
+        torch.save(namespace["Net"]().state_dict(), folder / "net.pth")
+        asked.append(prune(*MINE, "model.weights=net.pth", "run.dir=out", folder=folder))
+    assert asked[0].returncode == 0 and asked[1].returncode == 2
+    assert "began with other weights than model.weights=net.pth are now" in asked[1].stderr
 
 
 def test_changed_code_is_another_run(folder):

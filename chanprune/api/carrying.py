@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chanprune.api.origin import origin_of
 from chanprune.api.pruning import compact, unwrapped
 from chanprune.channels import ChannelGraph, Cut, Plan, gather
 
@@ -35,6 +36,7 @@ def carry(
     """
     model, small = unwrapped(model), unwrapped(small)
     cut = graph.cut(plan)
+    _refuse_another(model, small, cut)
     steps: list[Callable[[], None]] = []
     for holder in holders:
         if isinstance(holder, torch.optim.Optimizer):
@@ -54,6 +56,27 @@ def carry(
         step()
 
 
+def _refuse_another(model: nn.Module, small: nn.Module, cut: Cut) -> None:
+    """Refuse a network that is not what the plan leaves; raises ValueError."""
+    left = dict(small.named_parameters())
+    whole = {name: p.detach() for name, p in model.named_parameters() if name in left}
+    for name, tensor in whole.items():
+        for axis, _ in cut.kept.get(name, ()):
+            if axis.blocks == 1 and tensor.shape[axis.dim] != len(axis.channels):
+                raise ValueError(
+                    f"the network is not the one of the other arguments, by its {name}"
+                )
+    for name, tensor in gather(whole, cut).items():
+        if tensor.shape != left[name].shape:
+            raise ValueError(
+                f"the small network is not what this plan leaves of the other: {name} is "
+                f"{tuple(left[name].shape)}, not {tuple(tensor.shape)}"
+            )
+    origin, before = origin_of(small), origin_of(model)
+    if origin is not None and before is None and origin.plan != cut.complete:
+        raise ValueError("the small network was made by another plan")
+
+
 def _put(
     optimiser: torch.optim.Optimizer, groups: list[list[Tensor]], state: dict[Tensor, Any]
 ) -> None:
@@ -67,6 +90,8 @@ def _optimiser_moved(
     optimiser: torch.optim.Optimizer, model: nn.Module, small: nn.Module, cut: Cut
 ) -> tuple[list[list[Tensor]], dict[Tensor, Any]]:
     """Return the parameters of each group, and the state of each parameter, of `small`."""
+    if hasattr(optimiser, "_params"):
+        raise ValueError(f"{type(optimiser).__name__} keeps parameters of its own; make it anew")
     name_of = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
     left = dict(small.named_parameters())
     groups: list[list[Tensor]] = []
@@ -85,6 +110,8 @@ def _optimiser_moved(
             if parameter in optimiser.state:
                 own = optimiser.state[parameter]
                 state[new] = own if name is None else dict(_cut_state(name, parameter, own, cut))
+    if not owner_of:
+        raise ValueError(f"the {type(optimiser).__name__} holds no parameter of the network")
     known = set(name_of.values())
     for name in sorted(left.keys() - known):  # stands for others, such as those of a weight norm
         groups[next(owner_of[owner] for owner in _owners(name) if owner in owner_of)].append(
@@ -105,7 +132,7 @@ def _cut_state(
 ) -> Iterator[tuple[str, Any]]:
     """Yield what an optimiser knows of a parameter, cut to the channels that stay."""
     for key, value in state.items():
-        if not isinstance(value, Tensor) or value.numel() == 1 != parameter.numel():
+        if not isinstance(value, Tensor) or not value.dim():
             yield key, value
         elif value.shape == parameter.shape:
             yield key, _own(gather({name: value}, cut)[name], value)

@@ -98,6 +98,13 @@ def select(
         ValueError: So many cannot go; the message says what stands in the way.
     """
     inner = unwrapped(model)
+    _check("scope", scope, ("global", "layer"))
+    _check("coupled", coupled, ("together", "keep"))
+    if round_to < 1 or min_channels < 0 or not 0 <= min_share <= 1 or not 0 < max_share <= 1:
+        raise ValueError(
+            "round_to must be 1 or more, min_channels 0 or more, min_share in [0, 1], max_share "
+            "in (0, 1]"
+        )
     graph = graph.keeping(keep)
     options = PruneOptions(
         ratio or 0.0,
@@ -146,6 +153,7 @@ def compact(
         CompactionError: They differ by more than 1e-9; it names the layer where they part.
     """
     inner = unwrapped(model)
+    _check("absorb", absorb, ("none", "bias"))
     done = channels.compact(inner, graph, plan, absorb=absorb, check=check)
     note_origin(done.model, inner, graph, graph.cut(plan).complete)
     return done.model
@@ -189,6 +197,11 @@ WRAPPERS = {
 }
 
 
+def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(known)}")
+
+
 def _budget(
     model: nn.Module,
     graph: ChannelGraph,
@@ -200,7 +213,7 @@ def _budget(
     ]
     if len(given) + (ratio is not None) != 1:
         raise ValueError("give one of ratio, target_macs, target_params and target_memory")
-    if given and not math.isfinite(given[0][1]):
+    if given and not (isinstance(given[0][1], int | float) and math.isfinite(given[0][1])):
         raise ValueError(f"target_{given[0][0]}={given[0][1]} is no amount")
     return Budget.of(model, graph, *given[0]) if given else None
 

@@ -16,6 +16,7 @@ from chanprune.api.origin import Origin, note_origin, origin_of
 from chanprune.api.pruning import unwrapped
 from chanprune.api.shapes import as_example, as_json
 from chanprune.channels import Counts, Plan, count
+from chanprune.channels.shrunk import put_tensor
 from chanprune.components import factory_of, vouch
 from chanprune.files.digest import file_digest
 from chanprune.files.tensors import write_tensors
@@ -120,6 +121,7 @@ def load(
         if file_digest(folder / "model.safetensors") != made.tensors:
             raise ValueError("model.safetensors is not the file that was written with model.json")
         small.load_state_dict(read_tensors(folder / "model.safetensors"), assign=True)
+        _put_buffers(small, made)
     except UserError:
         raise
     except Exception as error:  # what the files say may go wrong anywhere in a network
@@ -142,6 +144,18 @@ def _rebuilt(made: Made) -> tuple[nn.Module, Counts]:
     small = channels.compact(whole, graph, Plan(made.plan), check=False).model
     note_origin(small, whole, graph, Plan(made.plan))
     return small, count(small, example)
+
+
+def _put_buffers(small: nn.Module, made: Made) -> None:
+    """Take the buffers that no file holds from the whole network, made with values."""
+    left = [name for name, buffer in small.named_buffers() if buffer.is_meta]
+    if not left:
+        return
+    whole = factory_of(made.target)(**made.options)
+    graph = channels.trace(whole, as_example(made.example))
+    own = channels.gather(dict(whole.named_buffers()), graph.cut(Plan(made.plan)))
+    for name in left:
+        put_tensor(small, name, own[name])
 
 
 def _refuse_another(small: nn.Module, made: Made, origin: Origin) -> None:

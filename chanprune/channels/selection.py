@@ -181,7 +181,7 @@ def _within(
         raise ValueError(
             f"{_asked(budget)} cannot be met: with all that may go, {budget.told(cost(order))} are "
             + (f"left; at their floor: {floors}; lower prune.min_share, " if floors else "left; ")
-            + "let more go (prune.coupled=together, prune.keep), or ask for less"
+            + "let more go (prune.coupled=together, prune.keep), or allow more"
         )
     taken, nearest = order[:number], cost(order[:number])
     for other in _nearby(units, order, number) if number else ():
@@ -192,8 +192,9 @@ def _within(
             taken, nearest = changed, other_cost
     if number and nearest < (1 - WITHIN) * budget.limit:
         raise NearestError(
-            f"{_asked(budget)} cannot be met within 1 %: the nearest below is "
-            f"{budget.told(nearest)}; ask for that, or lower prune.round_to"
+            f"{_asked(budget)} cannot be met within 1 % by whole channels, or the steps that "
+            f"prune.round_to leaves: the nearest below that was found is {budget.told(nearest)}; "
+            "ask for that"
         )
     return chosen(taken)
 

@@ -261,6 +261,10 @@ def _check_together(config: Mapping[str, Any], chosen: Mapping[str, Component]) 
         raise UserError(
             f"prune.{targets[0]} goes with prune.rule=ratio, not {config['prune']['rule']}"
         )
+    if targets and config["prune"]["widths"] is not None:
+        raise UserError(
+            f"prune.{targets[0]} and prune.widths: give one of them; widths are those of a run"
+        )
     if (config["control"] is None) != (config["control_of"] is None):
         raise UserError("control=NAME and control_of=DIRECTORY go together")
 

@@ -136,6 +136,9 @@ def select(scores: Mapping[str, Tensor], graph: ChannelGraph, options: PruneOpti
     if options.widths is not None:
         return select_widths(scores, options.widths, blocks=graph.blocks)
     own = {name: share for name, share in options.shares.items() if name in scores}
+    for name in options.shares.keys() - own.keys():
+        reason = graph.groups[name].fixed or "nothing that ranks its channels is known of it"
+        raise ValueError(f"prune.shares names {name}, which stays whole: {reason}")
     widths = {name: options.width(graph.groups[name], share) for name, share in own.items()}
     given = select_widths(scores, widths, blocks=graph.blocks)
     others = {name: score for name, score in scores.items() if name not in own}

@@ -17,6 +17,7 @@ without batch norms fades.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +47,14 @@ class IncompleteDotProducts(Leveled):
     """
 
     repeats = True
+
+    @staticmethod
+    def demands(method: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Refuse a criterion, as nothing is pruned."""
+        if config["criterion"]["name"] != "own":
+            raise ValueError(
+                "method=idp runs with the first channels and prunes none; leave out criterion="
+            )
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,16 @@ class L1Norm(Method):
 
     def __init__(self, shares: Mapping[str, Share] = {}):
         self.shares = dict(shares)
+
+    @staticmethod
+    def demands(method: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Refuse a budget beside shares that say what every layer loses."""
+        targets = ("target_macs", "target_params", "target_memory")
+        if method["shares"] and any(config["prune"][target] is not None for target in targets):
+            raise ValueError(
+                "method.shares says what every layer loses; beside a budget (prune.target_*) give "
+                "prune.shares, which leaves the others to it"
+            )
 
     def before_training(
         self, model: nn.Module, graph: ChannelGraph, setting: Setting

@@ -45,7 +45,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"model.weights={path} cannot be read: {first_line(error)}") from error
     except Exception as error:  # pickle raises what it likes
         raise UserError(
-            f"model.weights={path} hold more than tensors: {first_line(error)}"
+            f"model.weights={path} hold more than tensors, which is code when it is read; save "
+            "model.state_dict()"
         ) from error
     state = _state_in(saved)
     if state is None:

@@ -24,7 +24,7 @@ from chanprune.channels import (
     compact,
     count,
 )
-from chanprune.components import find, imported, in_use, is_own, use, vouch
+from chanprune.components import find, imported, in_use, is_own, refuse_unvouched, use, vouch
 from chanprune.data.image import fit, pixels
 from chanprune.files.tensors import write_tensors
 from chanprune.files.writing import write_json
@@ -184,6 +184,9 @@ def load(
     if factory is not None:
         target = str((architecture.model_extra or {}).get("target"))
         vouch(target if callable(factory) else factory, factory if callable(factory) else None)
+    made_by = (architecture.model_extra or {}).get("target")
+    if architecture.name == "custom":
+        refuse_unvouched(str(made_by))
     if not _is_own(architecture.model_dump()) and description.components:
         raise UserError(
             f"{folder} holds {architecture.name}, one of components={description.components}; give "

@@ -90,6 +90,9 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
     widths = {group.name: group.size for group in graph.prunable(selecting.coupled)}
     network = Network(model, graph, plan, widths)
     prepared = Prepared(dataset, network, device, (*dataset.notes, *notes), selecting, built_from)
+    if config["train"]["epochs"] == 0 and not notes:
+        said = "no weights are given (model.weights=FILE): the network is as it is initialised"
+        prepared = replace(prepared, notes=(*prepared.notes, said))
     _refuse_missing_labels(config, dataset)
     _refuse_unused(config)
     if config["train"]["epochs"] or config["finetune"]["epochs"]:
@@ -128,9 +131,14 @@ def _refuse_unused(config: Mapping[str, Any]) -> None:
     if method.prunes and not method.converts:
         return
     given = [key for key in ("keep", "shares") if prune[key]]
+    given += [key for key in ("least_squares", "recalibrate") if prune[key]]
     given += [f"target_{cost}" for cost in COSTS if prune[f"target_{cost}"] is not None]
+    if method.converts and not make_criterion(config).is_own:
+        raise UserError(
+            f"method={config['method']['name']} decides by itself what goes; leave out criterion="
+        )
     if given or not config["train"]["epochs"]:
-        asked = f"prune.{given[0]} asks for" if given else "this is about"
+        asked = f"prune.{given[0]} is about" if given else "this is about"
         raise UserError(
             f"{asked} channels that go, and method={config['method']['name']} selects none; give a "
             "criterion, such as criterion=l1"

@@ -299,6 +299,16 @@ def test_rounds_are_saved_as_one_plan(tmp_path):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_networks_of_other_precisions_are_saved(dtype, tmp_path):
+    model = build().to(dtype)
+    graph = chanprune.trace(model, SMALL_SHAPE)
+    small = chanprune.compact(model, graph, chanprune.select(model, graph, **HALF))
+    chanprune.save(small, tmp_path, factory=build)
+    images = torch.randn(2, *SMALL_SHAPE, dtype=dtype)
+    assert torch.equal(chanprune.load(tmp_path, factory=build)(images), small.eval()(images))
+
+
 class Several(nn.Module):
     """Two inputs, a flag, and a dictionary that holds tensors."""
 

@@ -117,6 +117,8 @@ def load(
     try:
         small, _ = _rebuilt(made)
         header = read_header(folder / "model.safetensors")
+        kinds = {kind for kind, _ in header.values() if kind is not None and kind.is_floating_point}
+        small = small.to(kinds.pop()) if len(kinds) == 1 else small
         compare(small.state_dict(), header)
         if file_digest(folder / "model.safetensors") != made.tensors:
             raise ValueError("model.safetensors is not the file that was written with model.json")
@@ -170,6 +172,7 @@ def _refuse_another(small: nn.Module, made: Made, origin: Origin) -> None:
         raise UserError(
             f"{made.target} with {dict(made.options)} fails: {reason}; {how}"
         ) from error
+    again = again.to(next((p.dtype for p in small.parameters()), None))
     shapes, wanted = (
         {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
         for network in (again, small)

@@ -346,6 +346,7 @@ def saved(folder):
         (lambda d: d.pop("plan"), "is damaged"),
         (lambda d: d["plan"].update({"0": [0]}), "in the file"),
         (lambda d: d["plan"].update({"0": [0, 99]}), "damaged, or its code changed"),
+        (lambda d: d["options"].update(width=2**24), "more than any network"),
         (lambda d: d["options"].update(wide=20), "damaged, or its code changed"),
         (lambda d: d["example"]["args"][0].update(shape=[2**20] * 4), "example has a tensor"),
         (lambda d: d.update(example=5), "example is not args"),

@@ -34,6 +34,10 @@ def net(**options):
     return Net(**options)
 
 
+def lazy():
+    return nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten(), nn.LazyLinear(10))
+
+
 number = 5
 """
 SMALL = ("dataset.image_size=16", "dataset.num_classes=10")
@@ -137,6 +141,7 @@ def weights_of(*layers):
         (["model.target=net"], "must be package.module:factory"),
         (["model.target=net:Nat"], "net has no Nat to be called; it has Net, net"),
         (["model.target=net:number"], "net has no number to be called"),
+        (["model.target=net:lazy"], "let the factory call the network once"),
         (["model.target=os:getcwd"], "returns str, no nn.Module"),
         (["model.options={wide: 3}"], "fails with in_channels=3, num_classes=10, wide=3"),
         (["model.weights=none.pth"], "there is no such file"),

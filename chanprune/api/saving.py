@@ -23,7 +23,7 @@ from chanprune.files.tensors import write_tensors
 from chanprune.files.writing import make_folder, write_json
 from chanprune.pipeline import model_file
 from chanprune.pipeline.model_file import save_loaded
-from chanprune.pipeline.restore import compare, read_header, read_tensors
+from chanprune.pipeline.restore import compare, read_header, read_tensors, refuse_monsters
 from chanprune.processes.errors import UserError
 from chanprune.records.schemas import FORMAT, Made, read_made
 
@@ -142,6 +142,7 @@ def _rebuilt(made: Made) -> tuple[nn.Module, Counts]:
             whole = make(**made.options)
     except (RuntimeError, NotImplementedError):  # it computes with tensors how it is built
         whole = make(**made.options).to("meta")
+    refuse_monsters(whole)
     graph = channels.trace(whole, example)
     small = channels.compact(whole, graph, Plan(made.plan), check=False).model
     note_origin(small, whole, graph, Plan(made.plan))

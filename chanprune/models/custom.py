@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from chanprune.components import Options, Text, factory_of, model
 from chanprune.processes.errors import UserError
@@ -49,6 +50,11 @@ def build_custom(
         raise UserError(f"model.target={target} fails with {_told(given)}: {reason}") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"model.target={target} returns {type(made).__name__}, no nn.Module")
+    if any(map(is_lazy, [*made.parameters(), *made.buffers()])):
+        raise UserError(
+            f"model.target={target} has layers that are not initialised (nn.Lazy...); let the "
+            "factory call the network once"
+        )
     return made
 
 

@@ -88,14 +88,19 @@ def _built(description: Model, header: Header) -> tuple[nn.Module, ChannelGraph]
     """Build the network on the meta device; raises ValueError if the file holds another."""
     _refuse_unseen_sizes(description.architecture, header)
     whole = build_skeleton(**description.architecture.model_dump())
-    channels = sum(sum(tensor.shape[:2]) for tensor in whole.state_dict().values())
-    if channels > MOST_TOGETHER:
-        raise ValueError(f"its layers have {channels:,} channels, more than any network")
+    refuse_monsters(whole)
     rewiring.restore(whole, description.form)
     graph = trace(whole, description.input_shape)
     small = compact(whole, graph, Plan(description.plan), check=False)
     compare(small.model.state_dict(), header)
     return small.model, small.graph
+
+
+def refuse_monsters(whole: nn.Module) -> None:
+    """Refuse a network on the meta device that is wider than any; raises ValueError."""
+    channels = sum(sum(tensor.shape[:2]) for tensor in whole.state_dict().values())
+    if channels > MOST_TOGETHER:
+        raise ValueError(f"its layers have {channels:,} channels, more than any network")
 
 
 def _refuse_unseen_sizes(architecture: Architecture, header: Header) -> None:

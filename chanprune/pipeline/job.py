@@ -22,6 +22,7 @@ from chanprune.pipeline.network import Network
 from chanprune.pipeline.record import Record
 from chanprune.processes import ranks
 from chanprune.processes.interruption import Interruption
+from chanprune.show.report_runs import method_of
 from chanprune.show.table import Row
 
 EVAL_BATCH = 500
@@ -59,8 +60,8 @@ class Job:
     @property
     def title(self) -> str:
         """What the run is called in pictures."""
-        method = self.config["method"]["name"]
-        return f"{self.config['model']['name']} on {self.dataset.name}, {method}"
+        network = self.config["model"]["name"]
+        return f"{network} on {self.dataset.name}, {method_of(self.config)}"
 
     def train_batches(self, batch_size: int) -> data.MemoryBatches | data.StreamBatches:
         """Return the batches of the training split, shuffled and augmented anew in every epoch."""

@@ -237,7 +237,7 @@ def test_a_detectors_backbone_is_pruned_inside_its_training_loop():
 
     torch.manual_seed(0)
     model = fasterrcnn_mobilenet_v3_large_320_fpn(
-        weights=None, weights_backbone=None, num_classes=3, trainable_backbone_layers=6
+        weights=None, weights_backbone=None, num_classes=3
     )
     images = [torch.rand(3, 96, 128), torch.rand(3, 112, 96)]
     boxes = torch.tensor([[10.0, 10.0, 60.0, 60.0], [30.0, 20.0, 80.0, 90.0]])

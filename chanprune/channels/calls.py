@@ -74,6 +74,7 @@ def record_training(
     """
     with undisturbed(model):
         in_training = _with_constants(model.train(), example, constants)
+        put_in_order(in_training)
         if str(in_training) == str(calls):
             return calls
         note_shapes(in_training, model.eval(), example)

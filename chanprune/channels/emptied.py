@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 
 from chanprune.channels import operations as ops
-from chanprune.channels.filled import Windows, filled, sizes_behind
+from chanprune.channels.filled import Windows, filled, pool_windows, sizes_behind
 from chanprune.channels.layers import Layer, Mask
 from chanprune.channels.operations import name_of, words
 
@@ -265,22 +265,47 @@ class _Rewriting:
             self.constants[layer.name] = (layer.name,)
             constant = self.calls.call_module(layer.name)
         axis = layer.axis % layer.rank
-        beside, windows = self._beside(node, axis)
-        sizes = [self.calls.call_method("size", (beside, dim)) for dim in range(layer.rank)]
+        windows: tuple[Windows, ...] = ()
+        sizes: list[Any]
+        if layer.rank == 2:
+            beside = self._of_batch(node)
+            sizes = [self.calls.call_method("size", (beside, 0)), 1]
+        else:
+            beside, windows = self._beside(node, axis)
+            sizes = [self.calls.call_method("size", (beside, dim)) for dim in range(layer.rank)]
         given = (beside, constant, tuple(sizes), axis, width, windows)
         copy = self.calls.call_function(filled, given)
         copy.meta = dict(node.meta)
+        return copy
+
+    def _of_batch(self, node: fx.Node) -> fx.Node:
+        """Return what is left, in front of a layer of features, that has as many images."""
+        source, batch = node, node.meta["shape"][0]
+        while (
+            self.copied.get(source) is None
+            or not source.meta.get("shape")
+            or source.meta["shape"][0] != batch
+        ):
+            if not source.all_input_nodes:
+                raise ValueError(f"{node} would have nothing to read, and no number of images")
+            source = source.all_input_nodes[0]
+        copy = self.copied[source]
+        assert copy is not None
         return copy
 
     def _beside(self, node: fx.Node, axis: int) -> tuple[fx.Node, tuple[Windows, ...]]:
         """Return what is left that tells how large a layer's output is, and what lies between."""
         between: list[Windows] = []
         source, is_convolution = node, self.layers[str(node.target)].kind == "conv"
-        while self.copied.get(source) is None or "shape" not in source.meta:
-            if source.meta.get("windows"):
-                between.insert(0, source.meta["windows"])
+        rank = self.layers[str(node.target)].rank
+        while self.copied.get(source) is None or len(source.meta.get("shape", ())) != rank:
+            windows = source.meta.get("windows") or pool_windows(source)
+            if windows:
+                between.insert(0, windows)
             elif "shape" in source.meta and not (
-                source.meta.get("keeps_positions") or (source is node and not is_convolution)
+                source.meta.get("keeps_positions")
+                or name_of(source) in ("view", "reshape", "transpose")  # of a channel shuffle
+                or (source is node and not is_convolution)
             ):
                 raise ValueError(f"{node} would have nothing to read, and {source} has no size")
             source = source.all_input_nodes[0]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from chanprune.channels import operations as ops
+from chanprune.channels.operations import name_of
 
 Windows = tuple[tuple[int, int, int], ...]
 
@@ -60,3 +61,16 @@ def windows_of(module: Any) -> Windows:
             around = 2 * padding[dim] if around is None else around
             found.append((1, around - reach - 1, stride))
     return tuple(found)
+
+
+def pool_windows(node: fx.Node) -> Windows | None:
+    """Return the windows of a pool that is called as a function, if they are plain."""
+    given = dict(zip(("kernel_size", "stride", "padding"), node.args[1:], strict=False))
+    given |= dict(node.kwargs)
+    kernel, stride = given.pop("kernel_size", None), given.pop("stride", None)
+    padding = given.pop("padding", 0)
+    is_plain = name_of(node) in ("avg_pool2d", "max_pool2d") and not given and len(node.args) < 5
+    if not is_plain or type(kernel) is not int or type(padding) is not int:
+        return None
+    step = kernel if stride is None else stride
+    return ((1, 2 * padding - kernel, step),) * 2 if type(step) is int else None

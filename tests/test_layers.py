@@ -38,8 +38,8 @@ ALLOWED = {
     },
     "config": {"processes", "files", "channels", "components", "models", "methods", "records"},
     "api": {
-        *("processes", "files", "channels", "components", "methods", "criteria", "records"),
-        "pipeline",
+        *("processes", "files", "channels", "components", "models", "methods", "criteria"),
+        *("records", "pipeline"),
     },
     "papers": {
         *("processes", "files", "channels", "components", "models", "data", "methods"),

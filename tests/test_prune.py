@@ -34,6 +34,11 @@ def net(**options):
     return Net(**options)
 
 
+def asking(**options):
+    rates = [rate.item() for rate in torch.linspace(0, 0.1, 2)]
+    return nn.Sequential(nn.Dropout(rates[1]), Net(**options))
+
+
 def lazy():
     return nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten(), nn.LazyLinear(10))
 
@@ -200,6 +205,17 @@ def test_code_that_a_run_names_is_called_only_if_it_is_given(folder):
         assert asked.stderr.count("\n") == 1
     given = call("chanprune.train", "resume=out", "model.target=net:Net", cwd=folder)
     assert given.returncode == 0 and "holds this run, finished" in given.stdout
+
+
+def test_a_factory_that_asks_tensors_for_numbers_is_loaded_and_summed_up(folder):
+    mine = ("model=custom", "model.target=net:asking", *SMALL)
+    assert prune(*mine, "run.dir=out", folder=folder).returncode == 0
+    summed = call("chanprune.summarize", *mine, "dataset=none", "format=json", cwd=folder)
+    assert summed.returncode == 0, summed.stderr
+    namespace: dict = {}
+    exec(compile(NET, "net.py", "exec"), namespace)
+    model = chanprune.load(folder / "out", factory=namespace["asking"])
+    assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
 
 
 def test_changed_weights_are_another_run(folder):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from chanprune import channels
@@ -21,6 +21,7 @@ from chanprune.components import factory_of, vouch
 from chanprune.files.digest import file_digest
 from chanprune.files.tensors import write_tensors
 from chanprune.files.writing import make_folder, write_json
+from chanprune.models import skeleton_of
 from chanprune.pipeline import model_file
 from chanprune.pipeline.model_file import save_loaded
 from chanprune.pipeline.restore import compare, read_header, read_tensors, refuse_monsters
@@ -137,11 +138,7 @@ def load(
 def _rebuilt(made: Made) -> tuple[nn.Module, Counts]:
     """Make the whole network without values, and cut it."""
     make, example = factory_of(made.target), as_example(made.example)
-    try:
-        with torch.device("meta"):
-            whole = make(**made.options)
-    except (RuntimeError, NotImplementedError):  # it computes with tensors how it is built
-        whole = make(**made.options).to("meta")
+    whole = skeleton_of(partial(make, **made.options))
     refuse_monsters(whole)
     graph = channels.trace(whole, example)
     small = channels.compact(whole, graph, Plan(made.plan), check=False).model

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from chanprune.components import Registry, find, in_use, make
 from chanprune.models.library import load_weights
 from chanprune.processes.errors import UserError
 
-__all__ = ["MODELS", "architecture", "build", "build_skeleton", "load_weights"]
+__all__ = ["MODELS", "architecture", "build", "build_skeleton", "load_weights", "skeleton_of"]
 
 MODELS = Registry("model")
 
@@ -55,14 +56,19 @@ def build(
 
 def build_skeleton(**architecture: Any) -> nn.Module:
     """Build a network on the meta device, without values; see `build`."""
-    try:
+    if architecture.get("library") is None and architecture["name"] != "custom":
         with torch.device("meta"):
             return build(**architecture)
-    except RuntimeError:
-        if architecture.get("library") is None:
-            raise
-        # A few of the libraries' networks compute with tensors how they are built.
-        return build(**architecture).to("meta")
+    return skeleton_of(partial(build, **architecture))
+
+
+def skeleton_of(make: Callable[[], nn.Module]) -> nn.Module:
+    """Make a network on the meta device; with values first where it computes with them."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except (RuntimeError, UserError):
+        return make().to("meta")
 
 
 def architecture(

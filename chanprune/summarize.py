@@ -109,10 +109,10 @@ def _channel_lines(graph: ChannelGraph, coupled: Any) -> list[str]:
     """Say how many channels may go, and why the others stay."""
     prunable = graph.prunable(coupled)
     whole = [group for group in graph.groups.values() if group not in prunable]
-    reasons = Counter(group.fixed or "it is coupled by a sum (prune.coupled)" for group in whole)
+    reasons = Counter(group.whole_because for group in whole)
     size = sum(group.size for group in prunable)
     lines = [f"Channels that may go: {size:,} in {len(prunable)} groups. Groups that stay whole:"]
-    examples = {group.fixed or "it is coupled by a sum (prune.coupled)": group for group in whole}
+    examples = {group.whole_because: group for group in whole}
     for reason, number in reasons.most_common(MOST_REASONS):
         group = examples[reason]
         others = f" and {number - 1} more" if number > 1 else ""

@@ -13,6 +13,7 @@ from chanprune import channels
 from chanprune.api.origin import note_origin
 from chanprune.channels import Budget, ChannelGraph, Plan, Refit
 from chanprune.channels.budget import COSTS, Cost
+from chanprune.channels.trace import WRAPPERS
 from chanprune.criteria import CRITERIA, Criterion, Subject
 from chanprune.methods import PruneOptions
 from chanprune.methods import select as select_channels
@@ -185,16 +186,9 @@ def refit(
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return what DistributedDataParallel, DataParallel and torch.compile wrap."""
-    while (name := type(model).__name__) in WRAPPERS:
+    while (name := type(model).__name__) in WRAPPERS and name != "AveragedModel":
         model = getattr(model, WRAPPERS[name])
     return model
-
-
-WRAPPERS = {
-    "DataParallel": "module",
-    "DistributedDataParallel": "module",
-    "OptimizedModule": "_orig_mod",
-}
 
 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:

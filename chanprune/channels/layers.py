@@ -51,6 +51,11 @@ class ChannelGroup:
     is_stream: bool = False
 
     @property
+    def whole_because(self) -> str:
+        """Why it stays whole where it does."""
+        return self.fixed or "it is coupled by a sum (prune.coupled)"
+
+    @property
     def numbers(self) -> slice:
         """The numbers of its channels."""
         return slice(self.start, self.start + self.size)

@@ -136,8 +136,10 @@ def select(scores: Mapping[str, Tensor], graph: ChannelGraph, options: PruneOpti
     if options.widths is not None:
         return select_widths(scores, options.widths, blocks=graph.blocks)
     own = {name: share for name, share in options.shares.items() if name in scores}
-    for name in options.shares.keys() - own.keys():
-        reason = graph.groups[name].fixed or "nothing that ranks its channels is known of it"
+    for name in sorted(options.shares.keys() - own.keys()):
+        group = graph.groups[name]
+        may_go = group in graph.prunable(options.coupled)
+        reason = "what ranks channels says nothing of it" if may_go else group.whole_because
         raise ValueError(f"prune.shares names {name}, which stays whole: {reason}")
     widths = {name: options.width(graph.groups[name], share) for name, share in own.items()}
     given = select_widths(scores, widths, blocks=graph.blocks)

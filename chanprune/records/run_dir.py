@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from chanprune.files.digest import digest
+from chanprune.files.digest import digest, file_digest
 from chanprune.files.reading import json_if_any, text_of, yaml_of
 from chanprune.files.writing import flush_folder, make_folder, write_json, write_text
 from chanprune.processes.errors import UserError
@@ -247,8 +246,7 @@ def _digest(path: Path) -> str:
     if not path.is_file():
         return ""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except OSError:
         return ""
 

@@ -23,6 +23,7 @@ ALLOWED = {
     "processes": {"channels"},
     "files": {"processes"},
     "channels": set(),
+    "formats": {"processes", "files", "channels"},
     "components": {"processes"},
     "records": {"processes", "files"},
     "show": {"processes", "files", "channels", "records"},

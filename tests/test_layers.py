@@ -31,11 +31,13 @@ ALLOWED = {
     "models": {"processes", "channels", "components"},
     "survey": {"processes", "files", "channels", "models"},
     "data": {"processes", "files", "channels", "components"},
+    "runtimes": {"processes", "files", "channels", "formats"},
+    "latency": {"channels", "files", "runtimes"},
     "criteria": {"channels", "components"},
     "methods": {"processes", "channels", "components", "rewiring", "show"},
     "pipeline": {
         *("processes", "files", "channels", "components", "rewiring", "models", "data"),
-        *("methods", "criteria", "records", "show"),
+        *("methods", "criteria", "records", "show", "formats", "runtimes", "latency"),
     },
     "config": {"processes", "files", "channels", "components", "models", "methods", "records"},
     "api": {

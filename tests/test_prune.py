@@ -247,6 +247,15 @@ def test_summarize_shows_what_a_budget_would_leave(folder):
     assert "ranked by L1 norm of filters of the initial weights" in table
 
 
+def test_summarize_shows_what_another_runs_widths_would_leave(folder):
+    assert prune(*MINE, "run.dir=out", folder=folder).returncode == 0
+    left = json.loads((folder / "out/summary.json").read_text())
+    options = ("dataset=none", *MINE, "prune.coupled=together", "prune.widths=out", "format=json")
+    told = json.loads(call("chanprune.summarize", *options, cwd=folder).stdout)
+    assert told["left"]["macs"] == left["macs"] < told["macs"]
+    assert told["left"]["ranked_by"] == "the widths of out"
+
+
 @pytest.mark.slow
 def test_a_detectors_backbone_is_pruned_inside_its_training_loop():
     from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn

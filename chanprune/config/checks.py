@@ -87,6 +87,8 @@ def demand(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     plain, inside, is_optional = _taken_apart(annotation)
     bounds = [*bounds, *inside]
     optional = ", or null" if is_optional else ""
+    if isinstance(plain, type) and issubclass(plain, Section):
+        return f"must be {{KEY: VALUE}} with the keys {', '.join(plain.model_fields)}"
     if choices := _choices(plain):
         return f"must be one of {', '.join(choices)}{optional}"
     if get_origin(plain) in {list, Sequence}:

@@ -282,16 +282,25 @@ def _check_together(config: Mapping[str, Any], chosen: Mapping[str, Component]) 
     targets = [key for key in TARGETS if config["prune"][key] is not None]
     if len(targets) > 1:
         raise UserError(f"prune.{' and prune.'.join(targets)}: give one of them")
-    if targets and config["prune"]["rule"] != "ratio":
-        raise UserError(
-            f"prune.{targets[0]} goes with prune.rule=ratio, not {config['prune']['rule']}"
-        )
+    if config["prune"]["rule"] != "ratio":
+        _refuse_what_a_threshold_ignores(config["prune"])
     if targets and config["prune"]["widths"] is not None:
         raise UserError(
             f"prune.{targets[0]} and prune.widths: give one of them; widths are those of a run"
         )
     if (config["control"] is None) != (config["control_of"] is None):
         raise UserError("control=NAME and control_of=DIRECTORY go together")
+
+
+def _refuse_what_a_threshold_ignores(prune: Mapping[str, Any]) -> None:
+    """Refuse options of prune.rule=ratio where another rule selects, by the threshold alone."""
+    unused = {"scope": "global", "max_share": 1.0, "min_share": 0.02, "round_to": 1}
+    for key, default in {**dict.fromkeys(TARGETS), **unused}.items():
+        if prune[key] != default:
+            raise UserError(
+                f"prune.{key}={prune[key]} goes with prune.rule=ratio; {prune['rule']} keeps "
+                "whatever is above prune.threshold"
+            )
 
 
 def refuse_missing_data(config: Mapping[str, Any]) -> None:

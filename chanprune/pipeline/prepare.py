@@ -86,7 +86,7 @@ def prepare(config: Mapping[str, Any]) -> Prepared:
         selecting = PruneOptions.of(config["prune"], graph)
     except ValueError as error:
         raise UserError(f"prune.keep and prune.shares: {error}") from error
-    selecting = replace(selecting, widths=_widths_of(config["prune"]["widths"], graph))
+    selecting = replace(selecting, widths=widths_of(config["prune"]["widths"], graph))
     widths = {group.name: group.size for group in graph.prunable(selecting.coupled)}
     network = Network(model, graph, plan, widths)
     prepared = Prepared(dataset, network, device, (*dataset.notes, *notes), selecting, built_from)
@@ -280,7 +280,7 @@ def _rehearse_step(prepared: Prepared, batch_size: int) -> None:
         )
 
 
-def _widths_of(run_dir: str | None, graph: ChannelGraph) -> dict[str, int] | None:
+def widths_of(run_dir: str | None, graph: ChannelGraph) -> dict[str, int] | None:
     """Read how many channels each group kept in another run."""
     if run_dir is None:
         return None

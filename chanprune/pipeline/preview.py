@@ -13,7 +13,7 @@ from chanprune.channels import ChannelGraph, Counts, Plan, count_plan
 from chanprune.criteria import Subject
 from chanprune.methods import PruneOptions, select
 from chanprune.models import build
-from chanprune.pipeline.prepare import load_given_weights, make_criterion
+from chanprune.pipeline.prepare import load_given_weights, make_criterion, widths_of
 from chanprune.pipeline.pruning import with_budget
 from chanprune.processes.errors import UserError
 
@@ -39,7 +39,7 @@ def preview(
     graph: ChannelGraph,
     built_from: Mapping[str, Any] | None,
 ) -> Preview | None:
-    """Select channels as a run would; None if neither a budget nor a criterion asks for it.
+    """Select channels as a run would; None if no budget, widths or criterion asks for it.
 
     A criterion that needs no data is asked, of the weights that the network is given or begins
     with. What a method, or data, would decide is not known; every group loses the same share then.
@@ -51,11 +51,11 @@ def preview(
         built_from: Arguments of `models.build` for it; None if it is what a run left.
 
     Raises:
-        UserError: The budget cannot be met.
+        UserError: The budget cannot be met, or the widths are those of another network.
     """
     section, criterion = config["prune"], make_criterion(config)
     targets = [section[key] for key in section if key.startswith("target_")]
-    if criterion.is_own and not any(targets):
+    if criterion.is_own and not any(targets) and section["widths"] is None:
         return None
     if section["target_latency_ms"] is not None:
         raise UserError(
@@ -65,9 +65,12 @@ def preview(
     try:
         graph = graph.keeping(section["keep"])
         options = with_budget(PruneOptions.of(section, graph), section, model, graph)
+        options = replace(options, widths=widths_of(section["widths"], graph))
         groups = graph.prunable(options.coupled)
         if built_from is None or criterion.is_own or criterion.needs != "nothing":
             how = "the same share of every group, as what ranks them is not known yet"
+            if options.widths is not None:
+                how = f"the widths of {section['widths']}"
             options = replace(options, scope="layer")
             scores: Mapping[str, Tensor] = {g.name: torch.zeros(g.size) for g in groups}
         else:

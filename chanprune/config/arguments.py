@@ -11,10 +11,10 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from chanprune import components
-from chanprune.config.checks import did_you_mean
 from chanprune.config.schema import PATHS
 from chanprune.files.reading import text_of, yaml_of
 from chanprune.processes.errors import UserError
+from chanprune.processes.texts import did_you_mean
 
 SWEEP_DIR = "hydra.sweep.dir"
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w./@]*)=(.*)", re.DOTALL)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as limits
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chanprune.processes.errors import UserError
+from chanprune.processes.texts import did_you_mean
 
 NOUNS: dict[Any, tuple[str, str]] = {
     int: ("an integer", "integers"),
@@ -63,12 +63,6 @@ def check(
         raise UserError(f"{prefix}{key}={value}: {error['ctx']['error']}")
     hint = did_you_mean(str(value), _choices(field.annotation))
     raise UserError(f"{prefix}{key}={value}: {demanded}{hint}")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return " (did you mean ...?)" for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def demand(annotation: Any, bounds: Sequence[Any] = ()) -> str:

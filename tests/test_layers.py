@@ -13,6 +13,7 @@ ALLOWED = {
     "processes": {"channels"},
     "files": {"processes"},
     "channels": set(),
+    "formats": {"processes", "files", "channels"},
     "components": {"processes"},
     "records": {"processes", "files"},
     "show": {"processes", "files", "channels", "records"},
@@ -20,11 +21,13 @@ ALLOWED = {
     "models": {"processes", "channels", "components"},
     "survey": {"processes", "files", "channels", "models"},
     "data": {"processes", "files", "channels", "components"},
+    "runtimes": {"processes", "files", "channels", "formats"},
+    "latency": {"channels", "files", "runtimes"},
     "criteria": {"channels", "components"},
     "methods": {"processes", "channels", "components", "rewiring", "show"},
     "pipeline": {
         *("processes", "files", "channels", "components", "rewiring", "models", "data"),
-        *("methods", "criteria", "records", "show"),
+        *("methods", "criteria", "records", "show", "formats", "runtimes", "latency"),
     },
     "config": {"processes", "files", "channels", "components", "models", "methods", "records"},
     "api": {

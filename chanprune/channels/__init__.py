@@ -8,7 +8,7 @@ that slices tensors.
 from chanprune.channels.absorb import Absorption
 from chanprune.channels.bank import Bank, Change
 from chanprune.channels.batchnorm import recalibrate, rowwise_batch_norms
-from chanprune.channels.budget import Budget
+from chanprune.channels.budget import Budget, Target
 from chanprune.channels.cliff import find_cliff
 from chanprune.channels.compact import Compaction, compact
 from chanprune.channels.compared import CompactionError
@@ -49,6 +49,7 @@ from chanprune.channels.selection import (
 )
 from chanprune.channels.selfcheck import masked
 from chanprune.channels.slicing import State, gather, narrow, scatter
+from chanprune.channels.steps import Offer
 from chanprune.channels.trace import trace
 
 __all__ = [
@@ -67,10 +68,12 @@ __all__ = [
     "Fidelity",
     "LayerCount",
     "NearestError",
+    "Offer",
     "Plan",
     "Refit",
     "Scores",
     "Selection",
+    "Target",
     "State",
     "UnsupportedNetwork",
     "by_rank",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,11 +14,32 @@ from chanprune.channels.graph import ChannelGraph
 from chanprune.channels.modes import copied
 from chanprune.channels.plan import Plan
 from chanprune.channels.shrunk import shrunk
+from chanprune.channels.steps import Offer
 
 Cost = Literal["macs", "params", "memory"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
 UNITS = {"macs": "multiply-accumulates", "params": "parameters", "memory": "bytes"}
 WITHIN = 0.01
+
+
+class Target(ABC):
+    """A goal that chooses the widths of all groups together, such as a time."""
+
+    @abstractmethod
+    def meet(
+        self,
+        offers: Mapping[str, Offer],
+        kept: Callable[[Mapping[str, int]], dict[str, list[int]]],
+    ) -> Mapping[str, int]:
+        """Choose the width of every group.
+
+        Args:
+            offers: Group name -> the widths that it can have.
+            kept: Widths of all groups -> group name -> the channels that stay.
+
+        Raises:
+            ValueError: No widths meet the goal.
+        """
 
 
 @dataclass(frozen=True)

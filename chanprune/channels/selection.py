@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 from torch import Tensor
 
-from chanprune.channels.budget import WITHIN, Budget
+from chanprune.channels.budget import WITHIN, Budget, Target
 from chanprune.channels.steps import Ints, Units, as_floats, take_lowest, units_of
 
 
@@ -66,7 +66,7 @@ class Selection:
 
 def select_global(
     scores: Mapping[str, Tensor],
-    goal: float | Budget,
+    goal: float | Budget | Target,
     *,
     min_channels: int = 1,
     min_share: float = 0.02,
@@ -84,7 +84,8 @@ def select_global(
     Args:
         scores: Group name -> (C,) finite scores, high means keep.
         goal: A ratio in [0, 1): exactly floor(ratio * N) of all N scored channels go. Or a budget:
-            as few go as bring the cost down to it; it is met from below, within 1 %.
+            as few go as bring the cost down to it; it is met from below, within 1 %. Or a target,
+            which chooses how many of each group go.
         min_channels: Every group keeps at least so many.
         min_share: Every group keeps at least this share of its channels (rounded up), in [0, 1].
         max_share: No group loses more than this share in one pass (rounded down), in (0, 1].
@@ -129,6 +130,9 @@ def select_global(
         at_floor = [names[g] for g in stopped]
         return Selection(kept, int((~stays).sum()), len(stays), threshold, at_floor)
 
+    if isinstance(goal, Target):
+        whole = dict(zip(names, widths, strict=True))
+        return _by_target(goal, besides, units, whole, floors, chosen)
     if isinstance(goal, Budget):
         order, stopped = take_lowest(units, floors, len(units.members), widths)
         most = np.bincount(units.group[order], minlength=len(names))
@@ -154,6 +158,39 @@ def select_global(
             "convolutions); raise the ratio, or lower prune.round_to"
         )
     return selection
+
+
+def _by_target(
+    target: Target,
+    besides: Mapping[str, list[int]],
+    units: Units,
+    widths: Mapping[str, int],
+    floors: Sequence[int],
+    chosen: Callable[[Ints, list[int]], Selection],
+) -> Selection:
+    """Let a target choose how wide each group stays; raises ValueError where it cannot."""
+    offers = {
+        name: units.offer(group, width, max(1, floors[group]))
+        for group, (name, width) in enumerate(widths.items())
+    }
+
+    def selection(asked: Mapping[str, int]) -> Selection:
+        taken = []
+        for group, (name, width) in enumerate(widths.items()):
+            own = units.of(group)
+            gone = np.cumsum(units.size[own])
+            taken.append(own[: np.searchsorted(gone, width - asked[name], side="right")])
+        stopped = [
+            group
+            for group, (name, width) in enumerate(widths.items())
+            if asked[name] == offers[name].widths[0] < width
+        ]
+        return chosen(np.concatenate(taken), stopped)
+
+    def kept(asked: Mapping[str, int]) -> dict[str, list[int]]:
+        return {**besides, **selection(asked).kept}
+
+    return selection(target.meet(offers, kept))
 
 
 def _within(
@@ -223,9 +260,11 @@ def _nearby(units: Units, order: Ints, number: int) -> Iterator[Callable[[Ints],
             yield partial(instead, back, goes)
 
 
-def _asked(goal: float | Budget) -> str:
+def _asked(goal: float | Budget | Target) -> str:
     if isinstance(goal, Budget):
         return f"prune.target_{goal.cost}, {goal.told(goal.limit)},"
+    if isinstance(goal, Target):
+        return f"{goal}"
     return f"prune.ratio={goal}"
 
 

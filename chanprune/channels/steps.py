@@ -31,6 +31,19 @@ class Units:
     size: Ints
     members: Ints
 
+    def of(self, group: int) -> Ints:
+        """Return the units of a group in the order in which they go."""
+        return np.flatnonzero(self.group == group)
+
+    def offer(self, group: int, width: int, floor: int) -> Offer:
+        """Return the widths that a group of `width` channels can have, from its floor on."""
+        units = self.of(group)
+        gone = np.append(0, np.cumsum(self.size[units]))
+        worth = (self.score * self.size)[units]
+        kept = worth.sum() - np.append(0.0, np.cumsum(worth))
+        is_legal = width - gone >= floor
+        return Offer((width - gone[is_legal])[::-1].astype(float), kept[is_legal][::-1])
+
     def stay(self, taken: Ints) -> npt.NDArray[np.bool_]:
         """Tell of every channel (C,) whether it stays when some units are taken."""
         goes = np.zeros(len(self.size), dtype=bool)
@@ -38,6 +51,19 @@ class Units:
         stays = np.ones(len(self.members), dtype=bool)
         stays[self.members[goes.repeat(self.size)]] = False
         return stays
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """What a group can be.
+
+    Attributes:
+        widths: (W,) numbers of channels, ascending.
+        worth: (W,) sum of the scores that each keeps.
+    """
+
+    widths: Floats
+    worth: Floats
 
 
 def as_floats(score: Tensor) -> Floats:

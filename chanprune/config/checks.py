@@ -49,6 +49,8 @@ def check(
     except ValidationError as errors:
         error = errors.errors()[0]
     key = str(error["loc"][0])
+    if inner := _section_at(kind, key, values):
+        return check(inner, values[key], f"{prefix}{key}.", list(inner.model_fields))
     if error["type"] == "extra_forbidden":
         listed = ", ".join(known)
         raise UserError(
@@ -63,6 +65,15 @@ def check(
         raise UserError(f"{prefix}{key}={value}: {error['ctx']['error']}")
     hint = did_you_mean(str(value), _choices(field.annotation))
     raise UserError(f"{prefix}{key}={value}: {demanded}{hint}")
+
+
+def _section_at(kind: type[Section], key: str, values: Mapping[str, Any]) -> type[Section] | None:
+    """Return the section that a key holds, if it holds one as it should."""
+    field = kind.model_fields.get(key)
+    inner = field.annotation if field else None
+    if isinstance(inner, type) and issubclass(inner, Section) and isinstance(values.get(key), dict):
+        return inner
+    return None
 
 
 def demand(annotation: Any, bounds: Sequence[Any] = ()) -> str:

@@ -6,6 +6,7 @@ all runs have stands here. Nothing imports PyTorch, so that a mistake is answere
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ from chanprune.config.chosen import check_demands, chosen_component, section_of
 from chanprune.processes.errors import UserError
 
 SUFFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
-TARGETS = ("target_macs", "target_params", "target_memory")
+TARGETS = ("target_macs", "target_params", "target_memory", "target_latency_ms")
 # The options that hold a path, beside those of components; whether they may be null.
 PATHS = {
     **dict.fromkeys(("cache.dir", "model.run", "run"), False),
@@ -68,6 +69,20 @@ def _ascending(values: list[float]) -> list[float]:
 Amount = Annotated[float, BeforeValidator(_amount), Gt(0)]
 
 
+def _milliseconds(value: Any) -> Any:
+    """Read 5 as milliseconds, and 50% as a share."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,2}(\.[0-9]+)?%", value.strip()):
+        value = value.strip()
+        if float(value[:-1]) > 0:
+            return value
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    raise ValueError("must be milliseconds > 0, as 5, or a share of the whole network's, as 50%")
+
+
+Milliseconds = Annotated[float | str, BeforeValidator(_milliseconds)]
+
+
 class RunSection(Section):
     """run.*: where the run goes."""
 
@@ -95,6 +110,14 @@ class Compact(Section):
     weights: FilePath | None = None
 
 
+class Latency(Section):
+    """prune.latency.*: what prune.target_latency_ms is the time of."""
+
+    runtime: Literal["eager", "compiled", "ort"]
+    batch: Count
+    threads: Count | None
+
+
 class Prune(Section):
     """prune.*: which channels go."""
 
@@ -104,6 +127,8 @@ class Prune(Section):
     target_macs: Amount | None
     target_params: Amount | None
     target_memory: Amount | None
+    target_latency_ms: Milliseconds | None
+    latency: Latency
     scope: Literal["global", "layer"]
     keep: list[str]
     shares: dict[str, Share]

@@ -17,6 +17,7 @@ from chanprune.channels import (
     ChannelGroup,
     Cut,
     Selection,
+    Target,
     by_rank,
     select_above,
     select_global,
@@ -61,7 +62,7 @@ class PruneOptions:
     ratio: float
     rule: Literal["ratio", "elementwise", "prefix"] = "ratio"
     threshold: float = 0.05
-    budget: Budget | None = None
+    budget: Budget | Target | None = None
     scope: Literal["global", "layer"] = "global"
     shares: Mapping[str, float] = field(default_factory=dict)
     min_channels: int = 1

@@ -57,8 +57,8 @@ class DynamicChannels(Method):
     def demands(method: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """Refuse what a choice at every step cannot meet."""
         prune = config["prune"]
-        for target in ("target_macs", "target_params", "target_memory"):
-            if prune[target] is not None:
+        for target, value in prune.items():
+            if target.startswith("target_") and value is not None:
                 raise ValueError(
                     f"prune.{target} is met after training; {method['name']} chooses channels "
                     "while it trains, as many as prune.ratio leaves"

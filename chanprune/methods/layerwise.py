@@ -45,8 +45,8 @@ class L1Norm(Method):
     @staticmethod
     def demands(method: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """Refuse a budget beside shares that say what every layer loses."""
-        targets = ("target_macs", "target_params", "target_memory")
-        if method["shares"] and any(config["prune"][target] is not None for target in targets):
+        targets = [value for key, value in config["prune"].items() if key.startswith("target_")]
+        if method["shares"] and any(targets):
             raise ValueError(
                 "method.shares says what every layer loses; beside a budget (prune.target_*) give "
                 "prune.shares, which leaves the others to it"

@@ -88,7 +88,7 @@ class Slimming(Leveled):
                 f"method.levels={levels} with method=slimming needs prune.order=true, so that the "
                 "first channels are the important ones"
             )
-        targets = [config["prune"][f"target_{cost}"] for cost in ("macs", "params", "memory")]
+        targets = [value for key, value in config["prune"].items() if key.startswith("target_")]
         if method["passes"] > 1 and any(targets):
             raise ValueError("a budget (prune.target_*) goes with method.passes=1 only")
         if is_ordered and method["passes"] > 1:

@@ -40,6 +40,7 @@ class Job:
         select: How channels are selected.
         run_dir: Where everything is written.
         watch: Called after each epoch of fine-tuning.
+        cache_dir: Where other runs find what this one measured; None: nowhere.
     """
 
     config: Mapping[str, Any]
@@ -51,6 +52,7 @@ class Job:
     record: Record
     interruption: Interruption
     watch: Watch | None
+    cache_dir: Path | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

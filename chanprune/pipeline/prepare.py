@@ -22,11 +22,11 @@ from chanprune.channels import (
     keeping_random_numbers,
     trace,
 )
-from chanprune.channels.budget import COSTS
 from chanprune.components import find, make
 from chanprune.criteria import Criterion, Subject
 from chanprune.methods import Method, PruneOptions, select
 from chanprune.models import architecture, build, load_weights
+from chanprune.pipeline.latency import WithinReach, terms_of
 from chanprune.pipeline.model_file import compact_afresh, original
 from chanprune.pipeline.network import Network
 from chanprune.pipeline.optimiser import TrainOptions, setting_of
@@ -132,7 +132,7 @@ def _refuse_unused(config: Mapping[str, Any]) -> None:
         return
     given = [key for key in ("keep", "shares") if prune[key]]
     given += [key for key in ("least_squares", "recalibrate") if prune[key]]
-    given += [f"target_{cost}" for cost in COSTS if prune[f"target_{cost}"] is not None]
+    given += [key for key in prune if key.startswith("target_") and prune[key] is not None]
     if method.converts and not make_criterion(config).is_own:
         raise UserError(
             f"method={config['method']['name']} decides by itself what goes; leave out criterion="
@@ -208,6 +208,9 @@ def _rehearse_selection(config: Mapping[str, Any], prepared: Prepared) -> None:
     """Refuse a ratio, or a budget, that no scores can meet; raises ValueError."""
     network, prune = prepared.network, prepared.prune
     prune = with_budget(prune, config["prune"], network.model, network.graph)
+    if terms := terms_of(config["prune"]):
+        shape = prepared.dataset.info.input_shape
+        prune = replace(prune, budget=WithinReach(network.model, network.graph, shape, terms))
     groups = network.graph.prunable(prune.coupled)
     with contextlib.suppress(NearestError):
         select({group.name: torch.zeros(group.size) for group in groups}, network.graph, prune)
@@ -217,7 +220,8 @@ def _try_selection(config: Mapping[str, Any], prepared: Prepared) -> None:
     """Select channels of the network as it is given; raises UserError where that cannot be."""
     network, criterion = prepared.network, make_criterion(config)
     try:
-        if criterion.is_own or criterion.needs != "nothing":
+        is_timed = config["prune"]["target_latency_ms"] is not None
+        if is_timed or criterion.is_own or criterion.needs != "nothing":
             _rehearse_selection(config, prepared)
             return
         options = with_budget(prepared.prune, config["prune"], network.model, network.graph)

@@ -57,6 +57,11 @@ def preview(
     targets = [section[key] for key in section if key.startswith("target_")]
     if criterion.is_own and not any(targets):
         return None
+    if section["target_latency_ms"] is not None:
+        raise UserError(
+            "prune.target_latency_ms is met by measuring networks, which summarize does not; "
+            "python -m chanprune.prune does"
+        )
     try:
         graph = graph.keeping(section["keep"])
         options = with_budget(PruneOptions.of(section, graph), section, model, graph)

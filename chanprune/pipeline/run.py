@@ -62,6 +62,7 @@ def run(
                 Record(run_dir),
                 interruption,
                 watch,
+                cache_dir,
             )
             job.introduce(prepared.network)
             for note in prepared.notes:

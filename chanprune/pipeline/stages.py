@@ -28,6 +28,7 @@ from chanprune.files.digest import digest
 from chanprune.methods import Method, select
 from chanprune.pipeline.conversion import convert as converted
 from chanprune.pipeline.job import Job
+from chanprune.pipeline.latency import Latency, terms_of
 from chanprune.pipeline.loop import Stage
 from chanprune.pipeline.loop import train as train_epochs
 from chanprune.pipeline.network import Facts, Network
@@ -182,6 +183,11 @@ def _selected(
     """
     model, graph = network.model, network.graph
     options = with_budget(job.select, job.config["prune"], model, graph)
+    if terms := terms_of(job.config["prune"]):
+        measured = job.cache_dir / "latency" if job.cache_dir else None
+        path = job.run_dir / "latency.json"
+        target = Latency(model, graph, job.input_shape, terms, measured, path, job.record.say)
+        options = replace(options, budget=target)
     criterion = make_criterion(job.config)
     if criterion.is_own:
         method.before_pruning(model, graph, job.training_images)

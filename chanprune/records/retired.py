@@ -37,6 +37,8 @@ ADDED: dict[str, dict[str, Any]] = {
         "keep": [],
         "shares": {},
         "least_squares": 0,
+        "target_latency_ms": None,
+        "latency": {"runtime": "eager", "batch": 1, "threads": None},
     },
 }
 

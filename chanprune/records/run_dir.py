@@ -24,7 +24,7 @@ from chanprune.records.retired import with_retired, without_retired
 
 CONFIG, METRICS, MANIFEST = "config.yaml", "metrics.jsonl", "manifest.json"
 OURS = ["table.md", "table.csv", "summary.json", "plan.json", METRICS, CONFIG]
-OURS += ["model.safetensors", "model.json", MANIFEST]
+OURS += ["latency.json", "model.safetensors", "model.json", MANIFEST]
 LOCK, OWNER = ".lock", ".owner"
 BLANK = {LOCK, OWNER, f".{CONFIG}.part"}
 PICTURE = re.compile(r"[\w.-]+\.png")

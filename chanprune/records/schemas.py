@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from chanprune.files.reading import json_of, yaml_of
+from chanprune.files.reading import json_if_any, json_of, yaml_of
 from chanprune.processes.errors import UserError
 
 FORMAT = 1
@@ -173,6 +173,14 @@ class Pruned(_Record):
     passes: list[Pass] = []
 
 
+class Timed(_Record):
+    """latency.json: the widths that were chosen for a time, by what, and what to say of them."""
+
+    key: Annotated[str, Field(max_length=64)]
+    said: Name
+    widths: dict[str, Size]
+
+
 class Named(_Record, extra="allow"):
     """A section of a configuration that has a name."""
 
@@ -259,6 +267,15 @@ def read_summary(run_dir: Path) -> Summary:
 def read_plan(run_dir: Path) -> Pruned:
     """Read plan.json; raises OSError, or ValueError if it is damaged."""
     return _checked(Pruned, json_of(run_dir / "plan.json"))
+
+
+def read_certificate(path: Path) -> Timed | None:
+    """Read latency.json; None if it is missing or damaged, so that it is measured anew."""
+    values = json_if_any(path)
+    try:
+        return None if values is None else _checked(Timed, values)
+    except ValueError:
+        return None
 
 
 def read_record(run_dir: Path) -> Recorded:

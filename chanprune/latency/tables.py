@@ -1,0 +1,246 @@
+"""How long each layer takes by its widths: measured once for a machine, and kept.
+
+A layer is timed over a grid of its input and output channels: along the four sides of the grid,
+and what lies inside is interpolated from them (a Coons patch), which is exact where the time is a
+product or a sum of both widths, steps included. All layers of a network are called one after the
+other for each point of the grid, so that each finds the caches as the others leave them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from chanprune.channels import operations as ops
+from chanprune.files.digest import digest
+from chanprune.files.reading import json_if_any
+from chanprune.files.writing import write_json
+from chanprune.latency.layers import Floats, Shape, TimedLayer, Width
+from chanprune.runtimes import Runtime, prepared
+from chanprune.runtimes.clock import timed
+from chanprune.runtimes.machine import machine
+from chanprune.runtimes.ort_layer import single
+
+POINTS = 9  # of each side of a grid
+ROUNDS = 5
+
+
+def step_of(width: int, unit: int = 1) -> int:
+    """Return the step in which widths are tried: of vectors, where a group is wide enough.
+
+    Args:
+        width: The whole width.
+        unit: What a width must be a multiple of.
+    """
+    wanted = 8 if width >= 64 else 4 if width >= 32 else 2 if width >= 16 else 1
+    return unit * math.ceil(wanted / unit)
+
+
+def grid_of(width: Width, unit: int) -> list[int]:
+    """Return the widths, ascending, that a side of a grid has."""
+    if not width.times.any():
+        return [width.whole]
+    step = step_of(width.whole, unit)
+    points = np.ceil(width.whole * np.arange(1, POINTS + 1) / POINTS / step) * step
+    return sorted({min(int(point), width.whole) for point in points})
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The seconds of one layer.
+
+    Attributes:
+        reads: (I,) numbers of input channels, ascending.
+        writes: (O,) numbers of output channels, ascending.
+        sides: The times (I,) at most and at fewest outputs, and (O,) at most and fewest inputs.
+    """
+
+    reads: Floats
+    writes: Floats
+    sides: tuple[Floats, Floats, Floats, Floats]
+
+    def seconds(self, reads: Floats, writes: Floats) -> Floats:
+        """Return the times (...,) for numbers of input and output channels (...,)."""
+        most_out, fewest_out, most_in, fewest_in = self.sides
+        across = _share(reads, self.reads), _share(writes, self.writes)
+        along_reads = _between(
+            np.interp(reads, self.reads, fewest_out),
+            np.interp(reads, self.reads, most_out),
+            across[1],
+        )
+        along_writes = _between(
+            np.interp(writes, self.writes, fewest_in),
+            np.interp(writes, self.writes, most_in),
+            across[0],
+        )
+        corners = _between(
+            _between(fewest_out[0], most_out[0], across[1]),
+            _between(fewest_out[-1], most_out[-1], across[1]),
+            across[0],
+        )
+        found: Floats = np.maximum(along_reads + along_writes - corners, 0)
+        return found
+
+
+def _share(value: Floats, grid: Floats) -> Floats:
+    if len(grid) == 1:
+        return np.ones_like(value)
+    share: Floats = np.clip((value - grid[0]) / (grid[-1] - grid[0]), 0, 1)
+    return share
+
+
+def _between(low: Floats, high: Floats, share: Floats) -> Floats:
+    found: Floats = low + (high - low) * share
+    return found
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What layers are timed with.
+
+    Attributes:
+        runtime: What runs them.
+        threads: How many it uses.
+        device: Where they compute.
+        folder: Where measurements are kept, by machine; None: nowhere.
+    """
+
+    runtime: Runtime
+    threads: int
+    device: torch.device
+    folder: Path | None
+
+
+def tables_of(layers: Sequence[TimedLayer], bench: Bench) -> list[Table]:
+    """Time layers over their grids; what was timed before on this machine is taken from the file.
+
+    Raises:
+        UserError: What the runtime needs is not installed.
+        RunError: The file cannot be written.
+    """
+    # A compiled convolution is the library's, as an eager one is.
+    runtime: Runtime = "eager" if bench.runtime == "compiled" else bench.runtime
+    about = {**machine(bench.device), "runtime": runtime, "threads": bench.threads}
+    path = bench.folder / f"{digest(about, 16)}.json" if bench.folder else None
+    known = _known(path)
+    grids = [_grids(layer) for layer in layers]
+    for point in range(4 * POINTS):
+        calls: dict[str, Callable[[], object]] = {}
+        for layer, grid in zip(layers, grids, strict=True):
+            reads, writes = _point(grid, point)
+            key = _key(layer, reads, writes)
+            if key not in known and key not in calls:
+                calls[key] = _call(layer, reads, writes, runtime, bench)
+        known |= _timed(calls, bench.device)
+    if path and known.keys() - _known(path).keys():
+        write_json(path, {"about": about, "seconds": known})
+    return [_table(layer, grid, known) for layer, grid in zip(layers, grids, strict=True)]
+
+
+def _known(path: Path | None) -> dict[str, float]:
+    """Read what was measured; nothing of a file that is damaged."""
+    match json_if_any(path) if path else None:
+        case {"seconds": dict(seconds)}:
+            return {
+                key: value
+                for key, value in seconds.items()
+                if isinstance(value, float) and 0 < value < math.inf
+            }
+    return {}
+
+
+def _grids(layer: TimedLayer) -> tuple[list[int], list[int]]:
+    """Return the widths that are timed of what a layer reads and writes.
+
+    What a depthwise convolution writes follows from what it reads.
+    """
+    writes = [layer.writes.whole] if layer.depthwise else grid_of(layer.writes, layer.unit)
+    return grid_of(layer.reads, layer.unit), writes
+
+
+def _point(grids: tuple[list[int], list[int]], point: int) -> tuple[int, int]:
+    """Return the input and output channels at a point of the sides of a grid."""
+    side, place = divmod(point, POINTS)
+    reads, writes = grids
+    end = -1 if side % 2 == 0 else 0
+    if side < 2:
+        return reads[min(place, len(reads) - 1)], writes[end]
+    return reads[end], writes[min(place, len(writes) - 1)]
+
+
+def _table(layer: TimedLayer, grids: tuple[list[int], list[int]], known: dict[str, float]) -> Table:
+    sides = []
+    for side in range(4):
+        points = [_point(grids, side * POINTS + place) for place in range(len(grids[side // 2]))]
+        sides.append(np.array([known[_key(layer, *point)] for point in points]))
+    reads, writes = (np.array(grid, dtype=np.float64) for grid in grids)
+    return Table(reads, writes, (sides[0], sides[1], sides[2], sides[3]))
+
+
+def _key(layer: TimedLayer, reads: int, writes: int) -> str:
+    return f"{_narrow(layer, reads, writes, 'meta')} {[list(shape) for shape in layer.inputs]}"
+
+
+def _narrow(layer: TimedLayer, reads: int, writes: int, device: torch.device | str) -> nn.Module:
+    """Return a layer of the same kind with other numbers of channels."""
+    old = layer.module
+    has_bias = old.bias is not None
+    if isinstance(old, nn.Linear):
+        return nn.Linear(reads, writes, has_bias, device)
+    assert isinstance(old, (*ops.CONVOLUTIONS, *ops.TRANSPOSED))
+    if layer.depthwise:
+        writes = reads * old.out_channels // old.in_channels
+    kind = next(one for one in (*ops.CONVOLUTIONS, *ops.TRANSPOSED) if isinstance(old, one))
+    make: Callable[..., nn.Module] = kind
+    return make(
+        reads,
+        writes,
+        old.kernel_size,
+        stride=old.stride,
+        padding=old.padding,
+        dilation=old.dilation,
+        groups=reads if layer.depthwise else old.groups,
+        bias=has_bias,
+        device=device,
+    )
+
+
+def _call(
+    layer: TimedLayer, reads: int, writes: int, runtime: Runtime, bench: Bench
+) -> Callable[[], object]:
+    module = _narrow(layer, reads, writes, bench.device).eval()
+    module.to(memory_format=torch.channels_last)
+    calls = []
+    for shape in layer.inputs:
+        images = torch.randn(_with(shape, layer.axis, reads), device=bench.device)
+        calls.append(
+            single(module, images, bench.threads)
+            if runtime == "ort"
+            else prepared(runtime, module, images, bench.threads)
+        )
+    return calls[0] if len(calls) == 1 else lambda: [call() for call in calls]
+
+
+def _with(shape: Shape, axis: int, width: int) -> list[int]:
+    sizes = list(shape)
+    sizes[axis] = width
+    return sizes
+
+
+def _timed(calls: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """Return the median of some rounds in which all calls are done one after the other."""
+    took: dict[str, list[float]] = {key: [] for key in calls}
+    with torch.inference_mode():
+        for number in range(-1, ROUNDS):
+            for key, call in calls.items():
+                seconds = timed(call, 1, device)
+                if number >= 0:
+                    took[key].append(seconds)
+    return {key: statistics.median(rounds) for key, rounds in took.items()}

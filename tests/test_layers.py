@@ -34,6 +34,10 @@ ALLOWED = {
         *("processes", "files", "channels", "components", "models", "methods", "criteria"),
         *("records", "pipeline"),
     },
+    "benchmarking": {
+        *("processes", "files", "channels", "formats", "runtimes", "components", "rewiring"),
+        *("models", "records", "api"),
+    },
     "papers": {
         *("processes", "files", "channels", "components", "models", "data", "methods"),
         *("pipeline", "config"),

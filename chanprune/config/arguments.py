@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -40,6 +40,18 @@ def all_checked(arguments: Sequence[str], folders: Sequence[Path], sweeps: bool)
     paths = _paths()
     quoted = [_quoted(argument, sweeps, paths) for argument in given]
     return [_checked(argument, folders, sweeps) for argument in quoted]
+
+
+def as_lists(arguments: Sequence[str], keys: Iterable[str]) -> list[str]:
+    """Let some keys' values be lists, fidelity=0.5,1.0; Hydra would take them for several runs."""
+    prefixes = tuple(f"{key}=" for key in keys)
+    return [
+        f"{key}=[{value}]"
+        if argument.startswith(prefixes) and not value.startswith("[")
+        else argument
+        for argument in arguments
+        for key, _, value in [argument.partition("=")]
+    ]
 
 
 def _use_components(arguments: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from tests.commands import TINY, call, call_afresh, train
 from tests.networks import but_slow
 
 PRUNED = (
-    *("model=resnet20", "model.width=0.5", "dataset=none", "dataset.num_classes=10"),
+    *("model=vgg11", "model.width=0.125", "dataset=none", "dataset.num_classes=10"),
     *("dataset.image_size=16", "prune.target_macs=0.4"),
 )
 QUICK = ("seconds=0.01", "threads=1", "device=cpu")
@@ -59,7 +59,7 @@ def test_dense_is_the_whole_network_and_masked_computes_what_the_compact_one_doe
     twins = Twins(run)
     agree(twins)
     sizes = {"num_classes": 10, "in_channels": 3, "image_size": 16}
-    whole = count(build("resnet20", width=0.5, **sizes), twins.input_shape)
+    whole = count(build("vgg11", width=0.125, **sizes), twins.input_shape)
     assert count(twins.dense, twins.input_shape).macs == whole.macs
     summary = json.loads((run / "summary.json").read_text())
     assert count(twins.compact, twins.input_shape).macs == summary["macs"]
@@ -106,7 +106,7 @@ def test_networks_that_were_saved_by_hand_are_compared_too(family, tmp_path):
 
 
 SAME = [("contiguous", "compact"), ("masked", "compact"), ("onnx", "compact")]
-SAME += [("compiled", "compact"), ("dense_onnx", "dense"), ("dense_compiled", "dense")]
+SAME += [("dense_onnx", "dense"), ("dense_compiled", "dense")]
 
 
 @pytest.mark.parametrize(("name", "like"), but_slow(SAME, *SAME[2:]))
@@ -118,7 +118,7 @@ def test_every_way_puts_out_what_its_network_does(name, like, run, tmp_path):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-ASKED = [("1", "dense,masked"), ("1,2", "dense,masked,contiguous,onnx,dense_onnx")]
+ASKED = [("1", "dense,masked"), ("1,2", "dense,masked,contiguous,onnx")]
 
 
 @pytest.mark.parametrize(("batches", "against"), but_slow(ASKED, ASKED[1]))
@@ -189,6 +189,7 @@ def test_a_mistake_gets_one_line_and_writes_nothing(arguments, message, run, tmp
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_without_onnxruntime_one_line_says_what_to_install(run, tmp_path):
     (tmp_path / "onnxruntime.py").write_text("raise ImportError")
     path = os.pathsep.join([str(tmp_path), str(Path(chanprune.__file__).parents[1])])
@@ -225,7 +226,7 @@ def test_layers_are_timed_by_themselves_on_what_they_read(run):
     twins = Twins(run)
     odd, inside = alone(twins.dense, twins.compact, torch.randn(2, *twins.input_shape), 0.01)
     names = {name: module for name, module in twins.compact.named_modules()}
-    assert inside.number > 30 and all(seconds > 0 for seconds in inside.seconds)
+    assert inside.number == 17 and all(seconds > 0 for seconds in inside.seconds)
     for layer in odd:
         assert isinstance(names[layer.name], (nn.Conv2d, nn.Linear, nn.BatchNorm2d))
         assert layer.lost > 0 and not layer.follows
@@ -261,11 +262,11 @@ def test_causes_are_those_that_the_measurements_show():
     plain = {"itself": 1.0, "nothing": 0.1, "copy": 0.1, "rounded": 1.1, "larger": 4.0}
     assert _causes(plain) == []
     for key, value, said in (
-        ("nothing", 0.6, "call overhead (60% of its time)"),
-        ("copy", 0.7, "memory (copying what it reads and writes takes 70%)"),
-        ("rounded", 0.8, "odd width (in multiples of 8, with more work, 80% of its time)"),
-        ("larger", 1.5, "little work (4 x the pixels take 1.5 x the time)"),
-        ("ungathered", 0.2, "gather (without it 20% of its time)"),
+        ("nothing", 0.6, "call overhead 60%"),
+        ("copy", 0.7, "memory 70%"),
+        ("rounded", 0.8, "odd width 80%"),
+        ("larger", 1.5, "little work 1.5 x"),
+        ("ungathered", 0.2, "gather 20%"),
     ):
         assert _causes({**plain, key: value}) == [said]
 

@@ -201,14 +201,13 @@ def _causes(seconds: Mapping[str, float]) -> list[str]:
     """
     own, found = seconds["itself"], []
     if seconds["nothing"] >= HALF * own:
-        found.append(f"call overhead ({seconds['nothing'] / own:.0%} of its time)")
+        found.append(f"call overhead {seconds['nothing'] / own:.0%}")
     if seconds["copy"] >= HALF * own:
-        found.append(f"memory (copying what it reads and writes takes {seconds['copy'] / own:.0%})")
+        found.append(f"memory {seconds['copy'] / own:.0%}")
     if seconds.get("rounded", own) < FASTER * own:
-        ratio = seconds["rounded"] / own
-        found.append(f"odd width (in multiples of 8, with more work, {ratio:.0%} of its time)")
+        found.append(f"odd width {seconds['rounded'] / own:.0%}")
     if seconds.get("ungathered", own) < HALF * own:
-        found.append(f"gather (without it {seconds['ungathered'] / own:.0%} of its time)")
+        found.append(f"gather {seconds['ungathered'] / own:.0%}")
     if seconds.get("larger", 4 * own) < 4 * FLAT * own:
-        found.append(f"little work (4 x the pixels take {seconds['larger'] / own:.1f} x the time)")
+        found.append(f"little work {seconds['larger'] / own:.1f} x")
     return found

@@ -8,13 +8,18 @@ from typing import Any
 from tabulate import tabulate
 
 MIB = 2**20
-NO_CAUSE = "nothing that was measured says why"
+NO_CAUSE = "no cause found"
 LEGEND = """\
 compact is what chanprune.load gives; dense is the whole network, masked the whole one with zeros
 in place of what was pruned. eager: PyTorch, channels-last unless the name is contiguous; onnx: ONNX
 Runtime. ms: median and quartiles of rounds in which all were run in turn, so that other work on the
 machine slows all of them alike. memory: the most that a call takes beside the network, with one
-thread. file: the network as it is shipped."""
+thread, within a MiB or two. file: the network as it is shipped."""
+CAUSES = """\
+us: lower quartiles. work: MACs; of batch norms, numbers. measured, in the layer's own time: call
+overhead, a call that computes one number; memory, a copy of as many numbers as it reads and writes;
+odd width, the layer in multiples of 8, with more work; gather, without it; little work, with four
+times the pixels."""
 
 
 def as_text(values: Mapping[str, Any]) -> str:
@@ -93,8 +98,8 @@ def _layers(layers: Mapping[str, Any]) -> str:
     table = _table(rows, heads, left=0, last="left") if rows else "None of them stands out."
     whole, compact = (f"{1000 * seconds:.3f} ms" for seconds in layers["outside"])
     return (
-        f"{text}\n\n{table}\n\nus: lower quartiles. work: MACs; of batch norms, numbers. What is "
-        f"left (activations, pools, sums, calls): {whole} whole, {compact} compact."
+        f"{text}\n\n{table}\n\n{CAUSES} What is left of the networks' time (activations, pools, "
+        f"sums, calls): {whole} whole, {compact} compact."
     )
 
 

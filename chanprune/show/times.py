@@ -34,7 +34,7 @@ def times(panels: Mapping[str, Sequence[Bar]], due: Mapping[str, float], title: 
             axes.barh(place, 1000 * median, color=COLOURS[network], height=0.7)
             axes.errorbar(1000 * median, place, xerr=spread, color="black", capsize=2, linewidth=1)
         if heading in due:
-            label = "where time as MACs would be"
+            label = "time of dense x share of MACs"
             axes.axvline(1000 * due[heading], color=DUE, linewidth=1, label=label)
             axes.legend(frameon=False, fontsize=8, loc="lower right")
         axes.set_yticks(range(len(bars)), [label for label, *_ in bars], fontsize=8)

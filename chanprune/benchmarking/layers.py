@@ -19,6 +19,7 @@ KINDS = (*ops.CONVOLUTIONS, *ops.TRANSPOSED, nn.Linear, *ops.BATCH_NORMS)
 NOTICEABLE = 1.25  # times the share of the MACs
 SMALLEST = 0.01  # of the network's time, for a layer to be looked at
 MOST = 12  # layers
+NOISE = 1.5  # from a layer's lower quartile to its median; beyond, no cause is named
 HALF, FASTER, FLAT = 0.5, 0.97, 0.6  # when a cause is named, see `_causes`
 
 
@@ -180,7 +181,9 @@ def _explain(
     timed = _timed(calls, seconds, next(iter(read["compact"].values())).device)
     for layer in layers:
         own = {which: t.low for (which, name), t in timed.items() if name == layer.name}
-        layer.causes.extend(_causes(own))
+        spread = timed["itself", layer.name].median / own["itself"]
+        noise = [f"noise: its median is {spread:.1f} x as long"]
+        layer.causes.extend(_causes(own) if spread < NOISE else noise)
 
 
 def _copy(source: Tensor, target: Tensor) -> Call:

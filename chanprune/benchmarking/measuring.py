@@ -120,21 +120,23 @@ def _layers(
 ) -> Values | None:
     """Look into the layers where the compact network's time is furthest above its MACs."""
     macs = networks["compact"]["macs"] / networks["dense"]["macs"]
-    own = [timing for timing in timings if timing["variant"] == "compact"]
-    worst = max(own, key=lambda timing: timing["of_dense"])
-    if worst["of_dense"] <= NOTICEABLE * macs:
+    whole = {_where(timing): timing for timing in timings if timing["variant"] == "dense"}
+    own = {_where(timing): timing for timing in timings if timing["variant"] == "compact"}
+    share = {where: own[where]["low"] / whole[where]["low"] for where in own}
+    where = max(share, key=share.__getitem__)
+    if share[where] <= NOTICEABLE * macs:
         return None
-    with threads_of(worst["threads"]):
+    batch, threads = where
+    with threads_of(threads):
         dense, compact = (stand.network(VARIANTS[name]) for name in ("dense", "compact"))
-        odd, inside = alone(dense, compact, stand.images(worst["batch"]), asked.seconds)
-    whole = next(t for t in timings if t["variant"] == "dense" and _where(t) == _where(worst))
+        odd, inside = alone(dense, compact, stand.images(batch), asked.seconds)
     return {
-        "batch": worst["batch"],
-        "threads": worst["threads"],
+        "batch": batch,
+        "threads": threads,
         "timed": inside.number,
         "outside": [
-            max(0.0, whole["low"] - inside.seconds[0]),
-            max(0.0, worst["low"] - inside.seconds[1]),
+            max(0.0, network[where]["low"] - seconds)
+            for network, seconds in zip((whole, own), inside.seconds, strict=True)
         ],
         "odd": [{**asdict(layer), "lost": layer.lost} for layer in odd],
     }

@@ -60,6 +60,25 @@ def most_worth(offers: Sequence[Offer], clock: Clock, limit: float) -> Ints | No
     return best
 
 
+def between(offers: Sequence[Offer], clock: Clock, low: Ints, high: Ints) -> list[Ints]:
+    """Return the networks on the way from one to another, which differ by a group each.
+
+    The groups change in the order of what they are worth for their time; both ends are among them.
+    """
+    widths = _widths(offers, low)
+    rates = []
+    for group in np.flatnonzero(low != high).tolist():
+        offer = offers[group]
+        ends = offer.widths[[low[group], high[group]]]
+        seconds = max(abs(np.diff(clock.row(widths, group, ends))[0]), 1e-12)
+        rates.append((np.diff(offer.worth[[low[group], high[group]]])[0] / seconds, group))
+    path = [low]
+    for _, group in sorted(rates, reverse=True):
+        path.append(path[-1].copy())
+        path[-1][group] = high[group]
+    return path
+
+
 def _bisect(offers: Sequence[Offer], clock: Clock, limit: float, start: Ints) -> Ints | None:
     """Find the lowest price whose network is within the limit; None if none is."""
     high = 1.0

@@ -26,28 +26,34 @@ from chanprune.latency.layers import Floats, Shape, TimedLayer, Width
 from chanprune.runtimes import Runtime, prepared
 from chanprune.runtimes.clock import timed
 from chanprune.runtimes.machine import machine
-from chanprune.runtimes.ort_layer import single
+from chanprune.runtimes.ort_layers import Called, profiled
 
 POINTS = 9  # of each side of a grid
 ROUNDS = 5
 
 
-def step_of(width: int, unit: int = 1) -> int:
+def step_of(width: int, runtime: Runtime, unit: int = 1) -> int:
     """Return the step in which widths are tried: of vectors, where a group is wide enough.
+
+    ONNX Runtime lays channels out in blocks of eight, and convolves other numbers of them several
+    times as slowly.
 
     Args:
         width: The whole width.
+        runtime: What will run the network.
         unit: What a width must be a multiple of.
     """
     wanted = 8 if width >= 64 else 4 if width >= 32 else 2 if width >= 16 else 1
+    if runtime == "ort" and width >= 16:
+        wanted = 8
     return unit * math.ceil(wanted / unit)
 
 
-def grid_of(width: Width, unit: int) -> list[int]:
+def grid_of(width: Width, runtime: Runtime, unit: int) -> list[int]:
     """Return the widths, ascending, that a side of a grid has."""
     if not width.times.any():
         return [width.whole]
-    step = step_of(width.whole, unit)
+    step = step_of(width.whole, runtime, unit)
     points = np.ceil(width.whole * np.arange(1, POINTS + 1) / POINTS / step) * step
     return sorted({min(int(point), width.whole) for point in points})
 
@@ -130,15 +136,16 @@ def tables_of(layers: Sequence[TimedLayer], bench: Bench) -> list[Table]:
     about = {**machine(bench.device), "runtime": runtime, "threads": bench.threads}
     path = bench.folder / f"{digest(about, 16)}.json" if bench.folder else None
     known = _known(path)
-    grids = [_grids(layer) for layer in layers]
+    grids = [_grids(layer, runtime) for layer in layers]
     for point in range(4 * POINTS):
-        calls: dict[str, Callable[[], object]] = {}
+        fresh: dict[str, Called] = {}
         for layer, grid in zip(layers, grids, strict=True):
             reads, writes = _point(grid, point)
             key = _key(layer, reads, writes)
-            if key not in known and key not in calls:
-                calls[key] = _call(layer, reads, writes, runtime, bench)
-        known |= _timed(calls, bench.device)
+            if key not in known and key not in fresh:
+                fresh[key] = _called(layer, reads, writes, bench.device)
+        if fresh:
+            known |= zip(fresh, _timed(list(fresh.values()), runtime, bench), strict=True)
     if path and known.keys() - _known(path).keys():
         write_json(path, {"about": about, "seconds": known})
     return [_table(layer, grid, known) for layer, grid in zip(layers, grids, strict=True)]
@@ -156,13 +163,13 @@ def _known(path: Path | None) -> dict[str, float]:
     return {}
 
 
-def _grids(layer: TimedLayer) -> tuple[list[int], list[int]]:
+def _grids(layer: TimedLayer, runtime: Runtime) -> tuple[list[int], list[int]]:
     """Return the widths that are timed of what a layer reads and writes.
 
     What a depthwise convolution writes follows from what it reads.
     """
-    writes = [layer.writes.whole] if layer.depthwise else grid_of(layer.writes, layer.unit)
-    return grid_of(layer.reads, layer.unit), writes
+    writes = [layer.writes.whole] if layer.depthwise else grid_of(layer.writes, runtime, layer.unit)
+    return grid_of(layer.reads, runtime, layer.unit), writes
 
 
 def _point(grids: tuple[list[int], list[int]], point: int) -> tuple[int, int]:
@@ -212,20 +219,11 @@ def _narrow(layer: TimedLayer, reads: int, writes: int, device: torch.device | s
     )
 
 
-def _call(
-    layer: TimedLayer, reads: int, writes: int, runtime: Runtime, bench: Bench
-) -> Callable[[], object]:
-    module = _narrow(layer, reads, writes, bench.device).eval()
-    module.to(memory_format=torch.channels_last)
-    calls = []
-    for shape in layer.inputs:
-        images = torch.randn(_with(shape, layer.axis, reads), device=bench.device)
-        calls.append(
-            single(module, images, bench.threads)
-            if runtime == "ort"
-            else prepared(runtime, module, images, bench.threads)
-        )
-    return calls[0] if len(calls) == 1 else lambda: [call() for call in calls]
+def _called(layer: TimedLayer, reads: int, writes: int, device: torch.device) -> Called:
+    """Return a layer of other widths, and the inputs that it is called with."""
+    module = _narrow(layer, reads, writes, device).eval()
+    shapes = [_with(shape, layer.axis, reads) for shape in layer.inputs]
+    return module, [torch.randn(shape, device=device) for shape in shapes]
 
 
 def _with(shape: Shape, axis: int, width: int) -> list[int]:
@@ -234,13 +232,13 @@ def _with(shape: Shape, axis: int, width: int) -> list[int]:
     return sizes
 
 
-def _timed(calls: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Return the median of some rounds in which all calls are done one after the other."""
-    took: dict[str, list[float]] = {key: [] for key in calls}
+def _timed(layers: Sequence[Called], runtime: Runtime, bench: Bench) -> list[float]:
+    """Return the median of some rounds in which all layers are called one after the other."""
+    if runtime == "ort":
+        return profiled(layers, bench.threads, ROUNDS)
+    calls = [[prepared(runtime, m, x, bench.threads) for x in inputs] for m, inputs in layers]
+    took = []
     with torch.inference_mode():
-        for number in range(-1, ROUNDS):
-            for key, call in calls.items():
-                seconds = timed(call, 1, device)
-                if number >= 0:
-                    took[key].append(seconds)
-    return {key: statistics.median(rounds) for key, rounds in took.items()}
+        for _ in range(ROUNDS + 1):
+            took.append([sum(timed(call, 1, bench.device) for call in own) for own in calls])
+    return [statistics.median(rounds) for rounds in zip(*took[1:], strict=True)]

@@ -13,7 +13,7 @@ from torch import nn
 from chanprune.channels import ChannelGraph, Offer, Target
 from chanprune.files.digest import digest
 from chanprune.files.writing import write_json
-from chanprune.latency import Terms, Trial, meet, refuse_out_of_reach
+from chanprune.latency import Terms, Trial, in_steps, meet, refuse_out_of_reach
 from chanprune.processes import ranks
 from chanprune.processes.parallel import shared
 from chanprune.records.schemas import read_certificate
@@ -74,6 +74,7 @@ class Latency(Target):
         found = read_certificate(self.path)
         if found is not None and found.key == key and found.widths.keys() == offers.keys():
             return found.said, found.widths
+        offers = in_steps(offers, self.terms.runtime)
         trial = Trial(
             self.model, self.graph, self.input_shape, self.terms, offers, kept, self.folder
         )
@@ -94,7 +95,8 @@ class WithinReach(Target):
 
     def meet(self, offers: Mapping[str, Offer], kept: Kept) -> Mapping[str, int]:
         """Measure the narrowest network, and leave all groups whole; raises ValueError."""
+        steps = in_steps(offers, self.terms.runtime)
         refuse_out_of_reach(
-            Trial(self.model, self.graph, self.input_shape, self.terms, offers, kept)
+            Trial(self.model, self.graph, self.input_shape, self.terms, steps, kept)
         )
         return {name: int(offer.widths[-1]) for name, offer in offers.items()}

@@ -23,7 +23,7 @@ def prepared(runtime: Runtime, model: nn.Module, images: Tensor, threads: int) -
 
     Args:
         runtime: What runs it.
-        model: The network, in eval mode; it is not changed.
+        model: The network, in eval mode; PyTorch gets its filters channels last.
         images: (N, C, H, W), on the network's device.
         threads: Of ONNX Runtime; PyTorch's are the process's, see `threads_of`.
 
@@ -37,6 +37,7 @@ def prepared(runtime: Runtime, model: nn.Module, images: Tensor, threads: int) -
             onnx.write(model, (channels, height, width), path, {})
             run = onnx.opened(path, threads)
         return lambda: run(images)
+    model.to(memory_format=torch.channels_last)
     network = torch.compile(model) if runtime == "compiled" else model
     if images.dim() == 4:
         images = images.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,121 @@
+"""A network and the narrower ones that are timed beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from chanprune.channels import ChannelGraph, Offer, Plan
+from chanprune.channels.modes import copied
+from chanprune.channels.shrunk import shrunk
+from chanprune.latency.choice import Floats
+from chanprune.latency.tables import step_of
+from chanprune.runtimes import Call, Runtime, Timing, interleaved, prepared
+
+SECONDS = 1.0  # for a measurement
+Kept = Callable[[Mapping[str, int]], dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the time is that of.
+
+    Attributes:
+        asked: Milliseconds; or a share of what the whole network takes, as "50%".
+        runtime: What runs the network.
+        batch: Number of images.
+        threads: How many compute.
+    """
+
+    asked: float | str
+    runtime: Runtime
+    batch: int
+    threads: int
+
+    def limit(self, whole: float) -> float:
+        """Return the seconds that are allowed, where the whole network takes `whole` ones."""
+        if isinstance(self.asked, str):
+            return float(self.asked.rstrip("%")) / 100 * whole
+        return self.asked / 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """The whole network, and those that are tried beside it.
+
+    Attributes:
+        model: The network, on its device.
+        graph: Its channel graph.
+        input_shape: (C, H, W).
+        terms: What is asked.
+        offers: Channel group -> the widths that it can have, see `in_steps`.
+        kept: Widths of all groups -> the channels that stay.
+        folder: Where measurements are kept; None: nowhere.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    input_shape: tuple[int, ...]
+    terms: Terms
+    offers: Mapping[str, Offer]
+    kept: Kept
+    folder: Path | None = None
+    _whole: dict[str, Call] = field(default_factory=dict)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """A batch (N, C, H, W) of noise on the network's device."""
+        return torch.randn((self.terms.batch, *self.input_shape), device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return next(self.model.parameters()).device
+
+    def call(self, widths: Floats | None) -> Call:
+        """Return what runs the network with these widths (G,); None: the whole one."""
+        if widths is None and "" in self._whole:
+            return self._whole[""]
+        whole = copied(self.model).eval()
+        names = list(self.offers)
+        if widths is None:
+            small = whole
+        else:
+            asked = {name: int(width) for name, width in zip(names, widths, strict=True)}
+            small = shrunk(whole, self.graph.cut(Plan(self.kept(asked)))).eval()
+        small.to(memory_format=torch.channels_last)
+        call = prepared(self.terms.runtime, small, self.images, self.terms.threads)
+        if widths is None:
+            self._whole[""] = call
+        return call
+
+    def share(self, widths: Floats, times: int = 1) -> Timing:
+        """Time a network in turns with the whole one, in whole networks.
+
+        Args:
+            widths: (G,) of its groups.
+            times: How many times as long as usual.
+        """
+        calls = {"whole": self.call(None), "small": self.call(widths)}
+        timings = interleaved(calls, times * SECONDS, self.device)
+        whole, small = timings["whole"].median, timings["small"]
+        return Timing(small.median / whole, small.low / whole, small.high / whole, small.rounds)
+
+    def seconds(self) -> float:
+        """Return how long the whole network takes."""
+        return interleaved({"whole": self.call(None)}, SECONDS, self.device)["whole"].median
+
+
+def in_steps(offers: Mapping[str, Offer], runtime: Runtime) -> dict[str, Offer]:
+    """Leave the widths that are worth a measurement: whole ones, and steps that vectors have."""
+    left = {}
+    for name, offer in offers.items():
+        is_taken = offer.widths % step_of(int(offer.widths[-1]), runtime) == 0
+        is_taken[-1] = True
+        left[name] = Offer(offer.widths[is_taken], offer.worth[is_taken])
+    return left

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chanprune.processes.errors import UserError, one_line
-from chanprune.processes.texts import printable, shortened
+from chanprune.processes.texts import as_called, printable, shortened
 
 if TYPE_CHECKING:
     from chanprune.survey.results import Results
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="chanprune.atlas",
-        description=__doc__,
+        prog=as_called("python -m chanprune.atlas"),
+        description=as_called(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help="or torchvision, or timm")

@@ -8,7 +8,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from chanprune.processes.errors import UserError, one_line
-from chanprune.processes.texts import printable
+from chanprune.processes.texts import as_called, printable
 from chanprune.records.cached_stages import About, Entry, entries, remove
 
 DAY = 24 * 60 * 60
@@ -16,7 +16,9 @@ DAY = 24 * 60 * 60
 
 def main() -> None:
     """List or delete."""
-    parser = argparse.ArgumentParser(prog="chanprune.cache", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=as_called("python -m chanprune.cache"), description=as_called(__doc__)
+    )
     parser.add_argument("--dir", type=Path, default=Path("outputs/cache"), help="cache.dir of runs")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show what is kept")

@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from chanprune.components import vouch
 from chanprune.config import cli
+from chanprune.config.arguments import as_lists
 from chanprune.config.recorded import checked_config
 from chanprune.config.schema import check_evaluate, refuse_missing_data
 from chanprune.processes.errors import UserError
@@ -19,14 +20,8 @@ from chanprune.records.run_dir import located
 
 def main() -> None:
     """Compose, validate, evaluate."""
-    sys.argv[1:] = [_as_list(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = as_lists(sys.argv[1:], ["fidelity"])
     cli.main("evaluate", evaluate)
-
-
-def _as_list(argument: str) -> str:
-    """Let fidelity=0.5,1.0 be a list; Hydra would take it for two runs."""
-    key, _, value = argument.partition("=")
-    return f"{key}=[{value}]" if key == "fidelity" and not value.startswith("[") else argument
 
 
 def evaluate(composed: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from chanprune.processes.errors import UserError, one_line
+from chanprune.processes.texts import as_called
 from chanprune.records.schemas import read_plan
 from chanprune.show.report_runs import Row, Run, gather, group, method_of
 from chanprune.show.report_table import CONFIDENCE, as_csv, baseline_of, line
@@ -31,7 +32,10 @@ SORTED_BY = {"accuracy": "val_accuracy"}
 
 def main() -> None:
     """Gather and print."""
-    parser = argparse.ArgumentParser(prog="chanprune.report", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog=as_called("python -m chanprune.report"),
+        description=as_called(__doc__.split("\n\n")[0]),
+    )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIRECTORY", help="searched whole")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--sort", choices=("accuracy", "params", "macs", "name"), default="name")

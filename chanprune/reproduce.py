@@ -30,6 +30,7 @@ from chanprune.papers.job import SHARE, Job, composed, control_command, is_finis
 from chanprune.papers.published import PUBLISHED, Row, Table, bounds, like, read
 from chanprune.papers.results import results
 from chanprune.processes.errors import RunError, UserError, one_line
+from chanprune.processes.texts import as_called
 
 TRAIN = "python -m chanprune.train"
 TRAINED = "decided by training"
@@ -38,8 +39,8 @@ TRAINED = "decided by training"
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="chanprune.reproduce",
-        description=__doc__,
+        prog=as_called("python -m chanprune.reproduce"),
+        description=as_called(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", nargs="?", help="a table; --list names them")
@@ -63,7 +64,7 @@ def main() -> None:
         job = Job(tables[options.table], sets, options)
         if options.dry_run:
             for line in dry_run(job):
-                print(line, flush=True)
+                print(as_called(line), flush=True)
             return
         failed = run(job)
         text = results(job)
@@ -175,7 +176,7 @@ def call(arguments: Sequence[str], run_dir: Path) -> bool:
     """Run a training unless it is finished; tell whether it failed."""
     if is_finished(run_dir):
         return False
-    print(f"\n{TRAIN} {' '.join(arguments)}", flush=True)
+    print(as_called(f"\n{TRAIN} {' '.join(arguments)}"), flush=True)
     train = [sys.executable, "-m", "chanprune.train", *arguments]
     return subprocess.run(train, check=False).returncode != 0
 

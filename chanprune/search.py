@@ -25,6 +25,7 @@ from chanprune.config.composing import refuse_what_runs_code
 from chanprune.files.digest import digest
 from chanprune.files.writing import write_text
 from chanprune.processes.errors import RunError, UserError, one_line
+from chanprune.processes.texts import as_called
 from chanprune.records.schemas import read_summary
 from chanprune.train import train
 
@@ -45,9 +46,9 @@ MARGIN = 0.02  # a trial is hopeless that is so far below one that has no more M
 def main() -> None:
     """Search, and show what is best."""
     parser = argparse.ArgumentParser(
-        prog="chanprune.search",
-        description=__doc__.split("\n\n")[0],
-        epilog=f"examples:{EXAMPLES}",
+        prog=as_called("python -m chanprune.search"),
+        description=as_called(__doc__.split("\n\n")[0]),
+        epilog=as_called(f"examples:{EXAMPLES}"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("arguments", nargs="+", metavar="KEY=VALUE", help="as train takes them")

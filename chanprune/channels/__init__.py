@@ -27,7 +27,7 @@ from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.indices import index_widths, refuse_odd_indices
 from chanprune.channels.layers import ChannelGroup
 from chanprune.channels.least_squares import refit
-from chanprune.channels.modes import evaluating, keeping_random_numbers
+from chanprune.channels.modes import copied, evaluating, keeping_random_numbers
 from chanprune.channels.order import order_by
 from chanprune.channels.plan import Plan
 from chanprune.channels.refusals import UnsupportedNetwork
@@ -51,6 +51,7 @@ from chanprune.channels.selfcheck import masked
 from chanprune.channels.slicing import State, gather, narrow, scatter
 from chanprune.channels.steps import Offer
 from chanprune.channels.trace import trace
+from chanprune.channels.widened import widened
 
 __all__ = [
     "CONVENTIONS",
@@ -78,6 +79,7 @@ __all__ = [
     "UnsupportedNetwork",
     "by_rank",
     "compact",
+    "copied",
     "count",
     "count_plan",
     "evaluating",
@@ -106,4 +108,5 @@ __all__ = [
     "select_widths",
     "taylor_scores",
     "trace",
+    "widened",
 ]

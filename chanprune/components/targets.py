@@ -38,8 +38,8 @@ def refuse_unvouched(target: str) -> None:
     """
     if target not in _vouched_for:
         raise UserError(
-            f"this network is made by {target}; give model.target={target} too (evaluate: "
-            f"target={target}, in Python: factory=), if you know what is in it"
+            f"this network is made by {target}; give model.target={target} too (evaluate and "
+            f"benchmark: target={target}, in Python: factory=), if you know what is in it"
         )
 
 

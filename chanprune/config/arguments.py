@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,10 +11,10 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from chanprune import components
-from chanprune.config.checks import did_you_mean
 from chanprune.config.schema import PATHS
 from chanprune.files.reading import text_of, yaml_of
 from chanprune.processes.errors import UserError
+from chanprune.processes.texts import did_you_mean
 
 SWEEP_DIR = "hydra.sweep.dir"
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][\w./@]*)=(.*)", re.DOTALL)
@@ -40,6 +40,18 @@ def all_checked(arguments: Sequence[str], folders: Sequence[Path], sweeps: bool)
     paths = _paths()
     quoted = [_quoted(argument, sweeps, paths) for argument in given]
     return [_checked(argument, folders, sweeps) for argument in quoted]
+
+
+def as_lists(arguments: Sequence[str], keys: Iterable[str]) -> list[str]:
+    """Let some keys' values be lists, fidelity=0.5,1.0; Hydra would take them for several runs."""
+    prefixes = tuple(f"{key}=" for key in keys)
+    return [
+        f"{key}=[{value}]"
+        if argument.startswith(prefixes) and not value.startswith("[")
+        else argument
+        for argument in arguments
+        for key, _, value in [argument.partition("=")]
+    ]
 
 
 def _use_components(arguments: Sequence[str]) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as limits
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chanprune.processes.errors import UserError
+from chanprune.processes.texts import did_you_mean
 
 NOUNS: dict[Any, tuple[str, str]] = {
     int: ("an integer", "integers"),
@@ -74,12 +74,6 @@ def _section_at(kind: type[Section], key: str, values: Mapping[str, Any]) -> typ
     if isinstance(inner, type) and issubclass(inner, Section) and isinstance(values.get(key), dict):
         return inner
     return None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return " (did you mean ...?)" for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def demand(annotation: Any, bounds: Sequence[Any] = ()) -> str:

@@ -9,8 +9,9 @@ from pydantic import Field, create_model
 
 from chanprune import components
 from chanprune.components import Component, FilePath
-from chanprune.config.checks import Section, did_you_mean
+from chanprune.config.checks import Section
 from chanprune.processes.errors import UserError
+from chanprune.processes.texts import did_you_mean
 
 
 def chosen_component(kind: str, values: Mapping[str, Any]) -> Component:

@@ -29,11 +29,13 @@ from chanprune.config.composing import (
 from chanprune.files.digest import digest
 from chanprune.processes import ranks
 from chanprune.processes.errors import SIGNALS, Interrupted, RunError, UserError, one_line
+from chanprune.processes.texts import as_called
 
 Task = Callable[[dict[str, Any]], Mapping[str, str] | None]
 Check = Callable[[dict[str, Any]], Path]
 QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
 QUIET += ["hydra/hydra_logging=none", "hydra.sweep.subdir=."]
+COMPLETION, SHELLS = {"-sc", "--shell-completion"}, ("bash", "zsh", "fish")
 NOT_TAKEN = {"--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun"}
 
 
@@ -62,6 +64,9 @@ def main(config_name: str, task: Task, check: Check | None = None) -> None:
 
 
 def _compose_and_run(config_name: str, task: Task, check: Check | None) -> None:
+    if COMPLETION.intersection(sys.argv):
+        _complete(config_name)
+        return
     folders = config_folders(sys.argv[1:])
     trusted = TRUST in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != TRUST]
@@ -90,7 +95,7 @@ def _compose_and_run(config_name: str, task: Task, check: Check | None) -> None:
         except (Exception, KeyboardInterrupt) as error:
             failure.append(error)
 
-    with hydra_errors():
+    with hydra_errors(), _help_as_called():
         _call_hydra(config_name, job)
     if failure:
         raise failure[0]
@@ -131,6 +136,34 @@ def _help_on(
         config = hydra.compose(config_name, list(overrides))
     values: Any = OmegaConf.to_container(config)
     return "\n\n".join(help.describe(kind, values[kind]) for kind in kinds)
+
+
+@contextlib.contextmanager
+def _help_as_called() -> Iterator[None]:
+    """Name commands in what --help prints as they are called here."""
+    if not {"--help", "-h"}.intersection(sys.argv):
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            yield
+    finally:
+        print(as_called(said.getvalue()), end="")
+
+
+def _complete(config_name: str) -> None:
+    """Let Hydra write what a shell needs for completion, or complete a line for a shell.
+
+    Raises:
+        UserError: It is asked otherwise.
+    """
+    known = [f"{verb}={shell}" for verb in ("install", "uninstall", "query") for shell in SHELLS]
+    asked = [argument for argument in sys.argv[1:] if argument not in COMPLETION]
+    if len(asked) != 1 or asked[0] not in known:
+        raise UserError(f"{' '.join(sys.argv[1:])}: -sc goes with one of {', '.join(known)}")
+    with hydra_errors():
+        _call_hydra(config_name, lambda config: None)
 
 
 def _call_hydra(config_name: str, job: Callable[[DictConfig], None]) -> None:

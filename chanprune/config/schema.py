@@ -33,6 +33,7 @@ from chanprune.components import (
 from chanprune.config.checks import Section, check
 from chanprune.config.chosen import check_demands, chosen_component, section_of
 from chanprune.processes.errors import UserError
+from chanprune.processes.texts import did_you_mean
 
 SUFFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 TARGETS = ("target_macs", "target_params", "target_memory", "target_latency_ms")
@@ -195,6 +196,30 @@ class Evaluation(_Format):
     device: Literal["auto", "cpu", "cuda"]
 
 
+AGAINST = (*("dense", "masked", "contiguous", "compiled", "onnx", "dense_compiled", "dense_onnx"),)
+
+
+def _ways(names: list[str]) -> list[str]:
+    for name in names:
+        if name not in AGAINST:
+            hint = did_you_mean(name, AGAINST)
+            raise ValueError(f"must be a list of {', '.join(AGAINST)}{hint}")
+    return names
+
+
+class Benchmark(_Format):
+    """benchmark: which network, beside what, and how."""
+
+    run: FilePath
+    against: Annotated[list[str], AfterValidator(_ways)]
+    batch: Annotated[list[Count], Field(min_length=1)]
+    threads: Annotated[list[Count], Field(min_length=1)] | None
+    seconds: Positive
+    target: Text | None
+    components: Text | None
+    device: Literal["auto", "cpu", "cuda"]
+
+
 SECTIONS: dict[str, type[Section] | None] = {
     "run": RunSection,
     "cache": CacheSection,
@@ -262,6 +287,13 @@ def check_evaluate(values: Mapping[str, Any]) -> dict[str, Any]:
         **checked,
         "dataset": check(DataNow, dataset, "dataset.", list(DataNow.model_fields)),
     }
+
+
+def check_benchmark(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the options of `benchmark`, as `validate` does."""
+    checked = check(Benchmark, values, "", list(Benchmark.model_fields))
+    components.use(checked["components"])
+    return checked
 
 
 def check_format(value: Any) -> str:

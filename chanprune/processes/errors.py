@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from chanprune.processes import ranks
-from chanprune.processes.texts import printable
+from chanprune.processes.texts import as_called, printable
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -58,7 +58,7 @@ def one_line() -> Iterator[None]:
         if wants_traceback:
             raise
         if ranks.is_first() or not isinstance(error, UserError):
-            told = printable(" ".join(str(error).split()))
+            told = as_called(printable(" ".join(str(error).split())))
             print(f"chanprune: error: {told}", file=sys.stderr)
         _let_output_go()
         sys.exit(error.exit_code)

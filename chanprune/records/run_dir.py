@@ -25,6 +25,7 @@ from chanprune.records.retired import with_retired, without_retired
 CONFIG, METRICS, MANIFEST = "config.yaml", "metrics.jsonl", "manifest.json"
 OURS = ["table.md", "table.csv", "summary.json", "plan.json", METRICS, CONFIG]
 OURS += ["latency.json", "model.safetensors", "model.json", MANIFEST]
+BENCHMARK, BENCHMARK_PICTURE = "benchmark.json", "benchmark.png"  # of a finished run; not sealed
 LOCK, OWNER = ".lock", ".owner"
 BLANK = {LOCK, OWNER, f".{CONFIG}.part"}
 PICTURE = re.compile(r"[\w.-]+\.png")
@@ -194,7 +195,7 @@ def _without_config(run_dir: Path, names: set[str], overwrite: bool) -> Found:
 
 def _is_ours(name: str) -> bool:
     kinds = (PICTURE, FOLDERS, LEFT)
-    return name in {*OURS, LOCK, OWNER} or any(kind.fullmatch(name) for kind in kinds)
+    return name in {*OURS, BENCHMARK, LOCK, OWNER} or any(kind.fullmatch(name) for kind in kinds)
 
 
 def announce(run_dir: Path, pictures: Sequence[str]) -> None:
@@ -305,7 +306,12 @@ def begin(run_dir: Path, record: Mapping[str, Any]) -> None:
         UserError: The directory cannot be written.
     """
     try:
-        for name in (*pictures_of(run_dir), *OURS):  # the manifest last, which names the pictures
+        beside = (BENCHMARK, BENCHMARK_PICTURE)
+        for name in (
+            *pictures_of(run_dir),
+            *beside,
+            *OURS,
+        ):  # the manifest last, which names the pictures
             if name != CONFIG and not (run_dir / name).is_dir():
                 (run_dir / name).unlink(missing_ok=True)
         for old in list(run_dir.iterdir()):

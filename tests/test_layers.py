@@ -11,6 +11,7 @@ COMMANDS = {
     "train",
     "prune",
     "evaluate",
+    "export",
     "summarize",
     "search",
     "report",
@@ -35,7 +36,7 @@ ALLOWED = {
     "methods": {"processes", "channels", "components", "rewiring", "show"},
     "pipeline": {
         *("processes", "files", "channels", "components", "rewiring", "models", "data"),
-        *("methods", "criteria", "records", "show"),
+        *("methods", "criteria", "records", "show", "formats"),
     },
     "config": {"processes", "files", "channels", "components", "models", "methods", "records"},
     "api": {

@@ -35,15 +35,15 @@ def write(
         dtype: Of the images; None: that of the network's parameters.
 
     Raises:
-        UserError: The network cannot be written, or an opset is asked for.
+        UserError: The network cannot be written.
         RunError: The file cannot be written.
     """
-    if opset is not None:
-        raise UserError(f"opset={opset}: goes with format=onnx alone")
     with exporting("torch.export's program"):
         images = example(model, input_shape, dtype)
         sizes = ({0: torch.export.Dim("batch", min=1)},)
         program = torch.export.export(model, (images,), dynamic_shapes=sizes, strict=False)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # where in whose files each operation comes from
         file = io.BytesIO()
         torch.export.save(program, file, extra_files=dict(metadata))
     replace(path, lambda part: part.write_bytes(file.getvalue()))

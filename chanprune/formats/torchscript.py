@@ -38,11 +38,9 @@ def write(
         dtype: Of the images; None: that of the network's parameters.
 
     Raises:
-        UserError: The network cannot be written, or an opset is asked for.
+        UserError: The network cannot be written.
         RunError: The file cannot be written.
     """
-    if opset is not None:
-        raise UserError(f"opset={opset}: goes with format=onnx alone")
     with exporting("TorchScript"):
         images = example(model, input_shape, dtype)
         traced = torch.jit.freeze(torch.jit.trace(model, images, check_trace=False))

@@ -106,6 +106,7 @@ class Pick(nn.Module):
 class _Norm:
     """A batch norm, the layers that can do its work, and how."""
 
+    names: list[str]
     calls: list[fx.Node]
     index: Tensor | None
     edits: list[Edit]
@@ -171,7 +172,8 @@ def _found(module: nn.Module, calls: Calls) -> _Norm | None:
     if edits is None:
         edits = _together([calls.behind(node, affine) for node in nodes], calls)
         change = scale_inputs
-    return None if edits is None else _Norm(nodes, index, edits, change)
+    names = [name for name, other in calls.modules.items() if other is module]
+    return None if edits is None else _Norm(names, nodes, index, edits, change)
 
 
 def _edits_in_front(
@@ -211,8 +213,8 @@ def _carry_out(model: nn.Module, norm: _Norm) -> list[nn.Module]:
     if norm.index is not None and is_next and selects_outputs(first.layer):
         select_outputs(first.layer, norm.index)
         rest = nn.Identity()
-    for call in norm.calls:
-        model.set_submodule(str(call.target), rest.eval())
+    for name in norm.names:
+        model.set_submodule(name, rest.eval())
     return [edit.layer for edit in norm.edits]
 
 

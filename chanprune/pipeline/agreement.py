@@ -15,6 +15,7 @@ from torch import Tensor
 from chanprune.processes.errors import RunError
 
 LIMIT = 1e-4  # of the largest output
+MOST_ROUNDING = 1e-3  # what is more is no rounding
 BATCH = 32
 # It knows PyTorch, the file and the images, and nothing of this package.
 PROGRAM = """
@@ -73,7 +74,7 @@ def agreement(got: Tensor, expected: Tensor, rounding: float = 0.0) -> Agreement
     difference = (got - expected).abs().max().item() / scale
     answers = got.argmax(1, keepdim=True)
     behind = expected.amax(1, keepdim=True) - expected.gather(1, answers)
-    allowed = max(LIMIT, 2 * rounding)
+    allowed = max(LIMIT, 2 * min(rounding, MOST_ROUNDING))
     is_tie = bool((behind <= 2 * allowed * scale).all())
     equal = (answers == expected.argmax(1, keepdim=True)).double().mean().item()
     return Agreement(difference, equal, difference <= allowed and is_tie)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import chanprune
-from chanprune.channels import UnsupportedNetwork, channels_last, compact, count, fold, trace
+from chanprune.channels import Plan, UnsupportedNetwork, channels_last, compact, count, fold, trace
 from chanprune.channels.gathered import read
 from chanprune.channels.operations import BATCH_NORMS
 from chanprune.models import architecture
@@ -259,6 +259,14 @@ def test_a_folded_network_refuses_what_would_be_wrong(tmp_path):
     with pytest.raises(UserError, match="without fold=True"):
         chanprune.save(copy.deepcopy(small), tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+    graph = chanprune.trace(whole, ZOO_SHAPE)
+    optimizer = torch.optim.SGD(whole.parameters())
+    for ask in (
+        lambda: chanprune.carry(whole, small, graph, Plan({}), optimizer),
+        lambda: chanprune.refit(whole, small, graph, Plan({}), [(images, None)]),
+    ):
+        with pytest.raises(ValueError, match="without fold=True"):
+            ask()
 
 
 @torch.no_grad()

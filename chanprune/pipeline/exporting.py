@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import chanprune
 from chanprune.channels import Counts, UnsupportedNetwork, fold
+from chanprune.channels.double import InDouble
 from chanprune.channels.modes import copied
 from chanprune.files.writing import flush, flush_folder, make_folder, part_of
 from chanprune.formats import onnx
@@ -189,7 +190,8 @@ def rounding_of(model: nn.Module, images: Tensor, outputs: Tensor) -> float:
 
     What its own rounding changes, no file can be asked to keep.
     """
-    exact = answers_of(copied(model, dtype=torch.float64), images.double())
+    with InDouble():
+        exact = answers_of(copied(model, dtype=torch.float64), images.double())
     return float((outputs - exact).abs().max() / exact.abs().max())
 
 

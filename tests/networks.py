@@ -201,7 +201,8 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            is_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+            if is_norm and module.track_running_stats:
                 module.running_mean.normal_(0, 0.3, generator=generator)
                 module.running_var.uniform_(0.5, 1.5, generator=generator)
                 if module.affine:

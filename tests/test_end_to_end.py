@@ -15,8 +15,9 @@ from torch.export import Dim, ExportedProgram
 
 import chanprune
 from chanprune.channels import count
+from chanprune.pipeline.agreement import agreement, answers_of
+from chanprune.pipeline.exporting import FORMATS, rounding_of
 from tests.commands import call, train
-from tests.proof import difference
 from tests.test_data import SHARED
 
 pytestmark = pytest.mark.slow
@@ -112,13 +113,23 @@ def test_a_fresh_process_computes_the_same_bits(product, model, tmp_path):
         assert torch.equal(torch.load(product / "outputs.pt"), model(batch(model, 4)))
 
 
+def is_alike(model: nn.Module, images: torch.Tensor, got: torch.Tensor) -> bool:
+    """Tell whether outputs are the network's, but for what its own rounding changes.
+
+    After so little training EfficientNet's batch norms let logits of random pixels grow to
+    hundreds, of which float32 keeps five digits or fewer, in PyTorch as elsewhere.
+    """
+    expected = answers_of(model, images)
+    return agreement(got, expected, rounding_of(model, images, expected)).is_fine
+
+
 def test_the_model_is_exported_for_any_number_of_images(model):
     program = torch.export.export(
         model, (batch(model, 2),), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False
     )
     assert isinstance(program, ExportedProgram)
     with torch.no_grad():
-        assert difference([program.module()(batch(model, 5))], [model(batch(model, 5))]) < 1e-5
+        assert is_alike(model, batch(model, 5), program.module()(batch(model, 5)))
 
 
 def test_the_model_is_exported_to_onnx(model, tmp_path):
@@ -132,5 +143,11 @@ def test_the_model_is_exported_to_onnx(model, tmp_path):
     session = InferenceSession(tmp_path / "model.onnx")
     (images,) = session.get_inputs()
     (logits,) = session.run(None, {images.name: batch(model, 5).numpy()})
-    with torch.no_grad():
-        assert difference([torch.from_numpy(logits)], [model(batch(model, 5))]) < 1e-5
+    assert is_alike(model, batch(model, 5), torch.from_numpy(logits))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_command_exports_the_model_and_checks_it_on_real_images(product, form, tmp_path):
+    asked = call("chanprune.export", f"run={product}", f"format={form}", "out=x", cwd=tmp_path)
+    assert (asked.returncode, asked.stderr) == (0, ""), asked.stderr
+    assert "test images of" in asked.stdout and (tmp_path / "x").exists()

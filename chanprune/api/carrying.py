@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.api.origin import origin_of
-from chanprune.api.pruning import compact, unwrapped
+from chanprune.api.pruning import compact, refuse_folded, unwrapped
 from chanprune.channels import ChannelGraph, Cut, Plan, gather
 
 
@@ -35,6 +35,7 @@ def carry(
         ValueError: A state is not shaped as its parameter, or a holder is of another kind.
     """
     model, small = unwrapped(model), unwrapped(small)
+    refuse_folded(model, small)
     cut = graph.cut(plan)
     _refuse_another(model, small, cut)
     steps: list[Callable[[], None]] = []

@@ -181,7 +181,18 @@ def refit(
     Raises:
         ValueError: There is no image, or the network takes several inputs.
     """
-    return channels.refit(unwrapped(model), unwrapped(small), graph.cut(plan), images)
+    model, small = unwrapped(model), unwrapped(small)
+    refuse_folded(model, small)
+    return channels.refit(model, small, graph.cut(plan), images)
+
+
+def refuse_folded(*networks: nn.Module) -> None:
+    """Refuse networks without the batch norms that the other arguments have; raises ValueError."""
+    if any(map(channels.is_folded, networks)):
+        raise ValueError(
+            "the batch norms of this network are folded; take the one that load gives without "
+            "fold=True"
+        )
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -23,9 +23,11 @@ from chanprune.channels.counting import (
 from chanprune.channels.example import Example, example_of
 from chanprune.channels.fidelity import Fidelity, fidelity_groups, prefix_plan
 from chanprune.channels.fitting import Refit
+from chanprune.channels.fold import Folded, fold, is_folded
 from chanprune.channels.graph import ChannelGraph, Cut
 from chanprune.channels.indices import index_widths, refuse_odd_indices
 from chanprune.channels.layers import ChannelGroup
+from chanprune.channels.layout import channels_last
 from chanprune.channels.least_squares import refit
 from chanprune.channels.modes import copied, evaluating, keeping_random_numbers
 from chanprune.channels.order import order_by
@@ -67,6 +69,7 @@ __all__ = [
     "Cut",
     "Example",
     "Fidelity",
+    "Folded",
     "LayerCount",
     "NearestError",
     "Offer",
@@ -78,6 +81,7 @@ __all__ = [
     "State",
     "UnsupportedNetwork",
     "by_rank",
+    "channels_last",
     "compact",
     "copied",
     "count",
@@ -90,8 +94,10 @@ __all__ = [
     "filter_scores",
     "filters",
     "find_cliff",
+    "fold",
     "gather",
     "index_widths",
+    "is_folded",
     "keeping_random_numbers",
     "masked",
     "narrow",

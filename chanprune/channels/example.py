@@ -94,6 +94,12 @@ class Example:
         )
         return Example(args, kwargs, 1)
 
+    @property
+    def is_one_image(self) -> bool:
+        """Whether it is one tensor (N, C, H, W)."""
+        is_one = len(self.args) == 1 and not self.kwargs and isinstance(self.args[0], Tensor)
+        return is_one and self.args[0].dim() == 4
+
     def has_batch(self, tensor: Tensor) -> bool:
         """Tell whether an argument has something for each image."""
         return tensor.dim() > 0 and tensor.shape[0] == self.batch

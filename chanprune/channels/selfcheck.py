@@ -86,7 +86,7 @@ def self_check(model: nn.Module, cut: Cut) -> float:
         del whole
         cut = cut.of_plain
         first = _difference(exact, cut, images)
-        return max(first, _difference(exact, cut, images)) if _enliven(exact, images) else first
+        return max(first, _difference(exact, cut, images)) if enliven(exact, images) else first
 
 
 def _check_export(whole: nn.Module, exact: nn.Module, images: Inputs) -> None:
@@ -101,7 +101,7 @@ def _check_export(whole: nn.Module, exact: nn.Module, images: Inputs) -> None:
 
 
 @torch.no_grad()
-def _enliven(model: nn.Module, images: Inputs) -> bool:
+def enliven(model: nn.Module, images: Inputs) -> bool:
     """Let every channel matter: draw constant parameters anew, and take the images' statistics.
 
     Returns:

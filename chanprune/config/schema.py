@@ -181,7 +181,7 @@ class _Format(Section):
 
 
 class DataNow(Section):
-    """evaluate's dataset.*: where a run's data is now."""
+    """dataset.* of evaluate and export: where a run's data is now."""
 
     root: FilePath | None
 
@@ -218,6 +218,19 @@ class Benchmark(_Format):
     target: Text | None
     components: Text | None
     device: Literal["auto", "cpu", "cuda"]
+
+
+class Export(Section):
+    """export: which run, as which format, and where the file goes."""
+
+    run: FilePath
+    format: Literal["onnx", "torch_export", "torchscript"]
+    out: FilePath | None
+    fidelity: PartOrAll
+    opset: Count | None
+    preprocess: bool
+    components: Text | None
+    target: Text | None
 
 
 SECTIONS: dict[str, type[Section] | None] = {
@@ -277,11 +290,21 @@ def vouch_for_code(config: Mapping[str, Any]) -> None:
 
 def check_evaluate(values: Mapping[str, Any]) -> dict[str, Any]:
     """Check the options of `evaluate`, as `validate` does."""
+    return _check_with_data(Evaluation, values)
+
+
+def check_export(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the options of `export`, as `validate` does."""
+    return _check_with_data(Export, values)
+
+
+def _check_with_data(kind: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check options beside which dataset.root may stand."""
     options = {key: value for key, value in values.items() if key != "dataset"}
     dataset = values.get("dataset")
     if not isinstance(dataset, Mapping):
         raise not_a_section("dataset", dataset)
-    checked = check(Evaluation, options, "", [*Evaluation.model_fields, "dataset"])
+    checked = check(kind, options, "", [*kind.model_fields, "dataset"])
     components.use(checked["components"])
     return {
         **checked,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from types import ModuleType
@@ -40,6 +40,18 @@ def exporting(what: str) -> Iterator[None]:
     Raises:
         UserError: It fails.
     """
+    try:
+        with silently(), torch.no_grad():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the network cannot be written as {what}: {first_line(error)}") from error
+
+
+@contextmanager
+def silently() -> Iterator[None]:
+    """Let nothing be printed, logged or warned about for a while."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -47,16 +59,23 @@ def exporting(what: str) -> Iterator[None]:
             warnings.catch_warnings(),
             redirect_stdout(io.StringIO()),
             redirect_stderr(io.StringIO()),
-            torch.no_grad(),
         ):
             warnings.simplefilter("ignore")
             yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the network cannot be written as {what}: {first_line(error)}") from error
     finally:
         logging.disable(before)
+
+
+def running(module: Callable[[Tensor], Tensor], threads: int | None) -> Callable[[Tensor], Tensor]:
+    """Return what runs a module of PyTorch for inference, in so many threads from now on."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+    def run(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return module(images)
+
+    return run
 
 
 def first_line(error: BaseException) -> str:

@@ -55,6 +55,8 @@ def write(
         got = program.model.opset_imports[""]
         if opset not in {None, got}:
             raise UserError(f"opset={opset}: the network was converted to opset {got} at most")
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # where in whose files each operation comes from
     program.model.metadata_props.update(metadata)
     replace(path, lambda part: program.save(str(part), external_data=False))
 

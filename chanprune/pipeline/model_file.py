@@ -21,9 +21,13 @@ from chanprune.channels import (
     Fidelity,
     Plan,
     State,
+    UnsupportedNetwork,
+    channels_last,
     compact,
     count,
+    is_folded,
 )
+from chanprune.channels import fold as fold_norms
 from chanprune.components import find, imported, in_use, is_own, refuse_unvouched, use, vouch
 from chanprune.data.image import fit, pixels
 from chanprune.files.tensors import write_tensors
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 DESCRIPTION = "chanprune_description"
+FOLDED_ALREADY = "the batch norms of this network are folded"
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,9 @@ def load(
     path: str | Path,
     components: str | None = None,
     factory: Callable[..., nn.Module] | str | None = None,
+    fold: bool = False,
 ) -> nn.Module:
-    """Load a compact network in eval mode.
+    """Load a compact network in eval mode, with its filters channels-last.
 
     Args:
         path: A run directory, or the model.json or model.safetensors in it.
@@ -165,12 +171,15 @@ def load(
             in `path` say of it is not enough.
         factory: What makes the whole network, where it is one's own (model=custom): the class or
             function, or its place as it was given. It is called, so it must be given here too.
+        fold: Fold batch norms into the layers beside them, see `channels.fold`: the same outputs,
+            faster, for inference alone.
 
     Returns:
         The network, with `input_shape` (C, H, W), `class_names`, and `preprocess`, which turns a
         PIL image or uint8 tensor (C, H, W) into its input, see `pixels`.
         `set_fidelity(level)` lets it compute with the first share of its channels, which is of use
-        after multi-fidelity fine-tuning; `extract` makes that smaller network stand alone.
+        after multi-fidelity fine-tuning; `extract` makes that smaller network stand alone. A folded
+        network has one level, and cannot be trained or saved.
 
     Raises:
         UserError: There is no such model, or it is damaged.
@@ -193,10 +202,42 @@ def load(
             "that too, if you know what is in it"
         )
     model, graph, statistics = restore(description, folder / "model.safetensors")
-    fidelity = Fidelity(model, graph, statistics)
-    model.fidelity = fidelity  # type: ignore[assignment]
-    model.set_fidelity = fidelity.set  # type: ignore[assignment]
-    object.__setattr__(model, DESCRIPTION, description)
+    model = channels_last(model.eval())
+    if fold:
+        model = for_inference(model, description.input_shape)
+    else:
+        fidelity = Fidelity(model, graph, statistics)
+        model.fidelity = fidelity  # type: ignore[assignment]
+        model.set_fidelity = fidelity.set  # type: ignore[assignment]
+        object.__setattr__(model, DESCRIPTION, description)
+    _note_images(model, description)
+    return model
+
+
+def for_inference(model: nn.Module, example: Any) -> nn.Module:
+    """Return a network whose batch norms are folded, and which says so where that is in the way.
+
+    Args:
+        model: The network, which is not changed.
+        example: What it is called with.
+
+    Raises:
+        UserError: It puts out something else then.
+    """
+    try:
+        folded = fold_norms(model, example).model
+    except UnsupportedNetwork as error:
+        raise UserError(f"fold=True is not possible: {error}") from error
+    folded.set_fidelity = _refuse_levels  # type: ignore[assignment]
+    return folded
+
+
+def _refuse_levels(level: float) -> None:
+    raise ValueError(f"fidelity {level}: {FOLDED_ALREADY}; load it without fold=True for levels")
+
+
+def _note_images(model: nn.Module, description: Model) -> None:
+    """Let a network know its images and classes."""
     images = description.preprocess
     preprocessing = Preprocessing(description.input_shape, tuple(images.mean), tuple(images.std))
     model.input_shape = description.input_shape  # type: ignore[assignment]
@@ -204,7 +245,6 @@ def load(
     model.preprocessing = preprocessing  # type: ignore[assignment]
     # The transform is a module; as one of the network's, an nn.Sequential would run it.
     object.__setattr__(model, "preprocess", preprocessing.transform())
-    return model.eval()
 
 
 def original(options: Mapping[str, Any]) -> tuple[dict[str, Any], Plan]:
@@ -260,6 +300,8 @@ def extract(model: nn.Module, level: float) -> nn.Module:
     Raises:
         ValueError: The level is out of range, or the network does not come from `load`.
     """
+    if is_folded(model):
+        raise ValueError(f"{FOLDED_ALREADY}; load it without fold=True, extract, then fold")
     fidelity = getattr(model, "fidelity", None)
     if not isinstance(fidelity, Fidelity):
         raise ValueError("extract takes a network that chanprune.load returned")

@@ -9,6 +9,7 @@ from chanprune.rewiring.copies import Copies, Copying, allow_copies, rewire, wir
 from chanprune.rewiring.damage import expected_damage
 from chanprune.rewiring.expanded import Expanded, expand, expanded, rebuild
 from chanprune.rewiring.form import Form, restore, settle
+from chanprune.rewiring.plain_copies import plain_copies
 from chanprune.rewiring.units import Unit, selective_units
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "expand",
     "expanded",
     "expected_damage",
+    "plain_copies",
     "rebuild",
     "released",
     "restore",

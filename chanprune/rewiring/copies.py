@@ -113,13 +113,17 @@ class Copying(Gathered):
         """
         if len(self.copies) == 0:
             index = self.index
-            for name in ("copies", *self.uncut):
-                delattr(self, name)
-            self.__class__ = next(k for k, own in _TYPES.items() if own is type(self))  # type: ignore[assignment]
+            self.forget_copies()
             if not torch.equal(index.cpu(), torch.arange(width)):
                 read(self, index)
         elif len(self.shift) == len(self.index):
             self.shift = nn.Parameter(self.moved_by().detach(), self.shift.requires_grad)
+
+    def forget_copies(self) -> None:
+        """Become what it was before it could have copies, and read what it is given."""
+        for name in ("copies", *self.uncut):
+            delattr(self, name)
+        self.__class__ = next(k for k, own in _TYPES.items() if own is type(self))  # type: ignore[assignment]
 
     def further_params(self) -> int:
         """Return the number of shifts of copies, x and y."""

@@ -198,7 +198,7 @@ def _whole(offers: list[Offer]) -> Ints:
 def _fitted(trial: Trial, offers: list[Offer], whole: float, narrowest: float) -> Estimate:
     """Time the layers, and fit the estimate to the whole network, narrower ones, the narrowest."""
     terms = trial.terms
-    work = workload(trial.model, trial.graph, list(trial.offers), trial.images)
+    work = workload(copied(trial.model).eval(), trial.graph, list(trial.offers), trial.images)
     bench = Bench(terms.runtime, terms.threads, trial.device, trial.folder)
     estimate = Estimate(work, tables_of(work.layers, bench))
     ends = _widths(offers, _whole(offers)), _widths(offers, _narrowest(offers))

@@ -122,8 +122,7 @@ class Trial:
         """
         calls = {"whole": self.call(None), "small": self.call(widths)}
         timings = interleaved(calls, times * SECONDS, self.device)
-        whole, small = timings["whole"].median, timings["small"]
-        return Timing(small.median / whole, small.low / whole, small.high / whole, small.rounds)
+        return timings["small"].times(1 / timings["whole"].median)
 
     def seconds(self) -> float:
         """Return how long the whole network takes."""

@@ -45,7 +45,7 @@ def export(composed: dict[str, Any]) -> None:
     from chanprune.pipeline import exporting
     from chanprune.pipeline.export_images import images_of
 
-    exporting.refuse_missing(options["format"], options["opset"])
+    exporting.refuse_missing(options["format"], options["opset"], options["precision"])
     if config is not None:
         config = located(run_dir, config, options["dataset"]["root"])
     subject = _subject(run_dir, options, level)
@@ -54,6 +54,7 @@ def export(composed: dict[str, Any]) -> None:
         *(subject, images, path, options["format"]),
         opset=options["opset"],
         preprocess=options["preprocess"],
+        precision=options["precision"],
     )
     _tell(written, images)
 
@@ -77,11 +78,15 @@ def _levels(run_dir: Path) -> set[float]:
 
 def _target(run_dir: Path, options: dict[str, Any], level: float) -> Path:
     """Return where the file goes; raises UserError where it cannot."""
-    name = "model" if level == 1 else f"model-{level:g}"
-    default = run_dir / f"{name}{SUFFIXES[options['format']]}"
+    name, suffix = "model" if level == 1 else f"model-{level:g}", SUFFIXES[options["format"]]
+    if options["precision"] != "fp32":
+        name += f"-{options['precision']}"
+    default = run_dir / f"{name}{suffix}"
     path = Path(options["out"] or default)
     if path.is_dir():
         raise UserError(f"out={path} is a folder; give a file, such as {path / default.name}")
+    if path.suffix != suffix:
+        raise UserError(f"out={path}: a file of format={options['format']} ends in {suffix}")
     refuse_unwritable("out", path.parent)
     return path
 

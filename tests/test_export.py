@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto
+from onnx import load as load_onnx
 from onnxruntime import InferenceSession
 from torch import nn
 
@@ -15,7 +17,7 @@ import chanprune
 from chanprune.channels import compact, count, trace
 from chanprune.formats import onnx, torch_export, torchscript
 from chanprune.methods import METHODS
-from chanprune.pipeline.agreement import LIMIT, agreement, answers_of
+from chanprune.pipeline.agreement import LIMITS, agreement, answers_of
 from chanprune.pipeline.export_images import random_images
 from chanprune.pipeline.exporting import FORMATS, Subject, export, refuse_missing
 from chanprune.processes.errors import RunError, UserError
@@ -76,7 +78,7 @@ def exported(subject, path, form, **options):
     for number in (1, 3):
         images = torch.randn(number, *subject.input_shape)
         found = agreement(run(images), answers_of(subject.model, images))
-        assert found.is_fine and found.difference < LIMIT
+        assert found.is_fine and found.difference < LIMITS["fp32"]
     return written
 
 
@@ -138,6 +140,32 @@ def test_a_finished_run_becomes_a_file_that_says_all(finished):
     assert str(finished).encode() not in (finished / "far/x.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("preprocess", but_slow(["false", "true"], "true"))
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", "FLOAT16"), ("int8", "INT8")])
+def test_smaller_numbers_leave_the_answers(finished, precision, kind, preprocess):
+    arguments = ("run=run", f"precision={precision}", f"preprocess={preprocess}")
+    done = call("chanprune.export", *arguments, cwd=finished)
+    assert (done.returncode, done.stderr) == (0, "")
+    file = finished / f"run/model-{precision}.onnx"
+    tensors = load_onnx(file).graph.initializer
+    weights = [own for own in tensors if len(own.dims) > 1 and own.dims[0] > 1]
+    assert weights
+    assert {TensorProto.DataType.Name(own.data_type) for own in weights} == {kind}
+    model = chanprune.load(finished / "run")
+    pixels = random_images((1, 16, 16), "a test").pixels
+    images = pixels if preprocess == "true" else model.preprocess(pixels)
+    answers = onnx.opened(file)(images).argmax(1)
+    assert (answers == answers_of(model, model.preprocess(pixels)).argmax(1)).double().mean() > 0.8
+
+
+def test_eight_bits_need_images(tmp_path):
+    subject = subject_of(randomise(SMALL["residual"](), 0), SMALL_SHAPE)
+    images = random_images(SMALL_SHAPE, "a test")
+    with pytest.raises(UserError, match="needs images"):
+        export(subject, images, tmp_path / "x.onnx", "onnx", precision="int8")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_files_of_pytorch_need_no_chanprune_and_say_all_as_well(finished):
     for form in ("torch_export", "torchscript"):
@@ -157,6 +185,10 @@ MISTAKES = {
     "run=run opset=999": "opset=999: must be from 18 to",
     "run=run opset=18 format=torchscript": "opset=18: goes with format=onnx, not torchscript",
     "run=run fidelity=0.25": "fidelity=0.25: run=run has 1",
+    "run=run out=x.pt": "out=x.pt: a file of format=onnx ends in .onnx",
+    "run=run out=run/model.safetensors": "ends in .onnx",
+    "run=run precision=int8 format=torchscript": "precision=int8 goes with format=onnx",
+    "run=run precision=int4": "must be one of fp32, fp16, int8",
     "run=run out=folder": "out=folder is a folder; give a file",
     "run=run out=run/model.json/x.onnx": "is not a directory",
 }
@@ -201,7 +233,7 @@ def test_a_saved_network_of_ones_own_is_exported(tmp_path):
 def test_a_missing_extra_is_named(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError) as refusal:
-        refuse_missing("onnx", None)
+        refuse_missing("onnx", None, "fp32")
     assert f"format=onnx needs {package}: pip install 'chanprune[export]'" in str(refusal.value)
 
 
@@ -248,3 +280,6 @@ def test_answers_may_differ_where_the_checkpoint_has_a_tie():
     assert not agreement(expected.flip(1), expected).is_fine
     assert not agreement(expected[:1], expected).is_fine
     assert not agreement(expected * torch.nan, expected).is_fine
+    assert agreement(2 * expected, expected, precision="int8").is_fine
+    assert not agreement(expected.flip(1), expected, precision="int8").is_fine
+    assert not agreement(expected * torch.nan, expected, precision="int8").is_fine

@@ -229,6 +229,7 @@ class Export(Section):
     fidelity: PartOrAll
     opset: Count | None
     preprocess: bool
+    precision: Literal["fp32", "fp16", "int8"]
     components: Text | None
     target: Text | None
 

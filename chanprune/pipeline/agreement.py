@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from chanprune.processes.errors import RunError
 
-LIMIT = 1e-4  # of the largest output
+Precision = Literal["fp32", "fp16", "int8"]
+# Largest differences, as shares of the largest output.
+LIMITS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": math.inf}
+FEWEST: dict[Precision, float] = {"fp32": 0.0, "fp16": 0.0, "int8": 0.95}  # equal answers
 MOST_ROUNDING = 1e-3  # what is more is no rounding
 BATCH = 32
 # It knows PyTorch, the file and the images, and nothing of this package.
@@ -41,8 +46,9 @@ class Agreement:
     Attributes:
         difference: The largest of their outputs, relative to the largest output.
         equal: Share of the images to which they give the same answer.
-        is_fine: The difference is within what is allowed, and where the answers differ, they are
-            a tie: further apart than the outputs no two classes are.
+        is_fine: The difference is within what the precision allows, and where the answers differ,
+            they are a tie: further apart than the outputs no two classes are. Of eight bits only
+            the share of equal answers counts.
     """
 
     difference: float
@@ -58,7 +64,9 @@ class Agreement:
         )
 
 
-def agreement(got: Tensor, expected: Tensor, rounding: float = 0.0) -> Agreement:
+def agreement(
+    got: Tensor, expected: Tensor, rounding: float = 0.0, precision: Precision = "fp32"
+) -> Agreement:
     """Compare outputs (N, classes, ...).
 
     Args:
@@ -66,6 +74,7 @@ def agreement(got: Tensor, expected: Tensor, rounding: float = 0.0) -> Agreement
         expected: Of the checkpoint.
         rounding: How far the checkpoint's own rounding takes it, relative to the largest output;
             where that is more, it is what the file may differ by.
+        precision: Of the file.
     """
     if got.shape != expected.shape:
         return Agreement(float("inf"), 0.0, False)
@@ -74,10 +83,11 @@ def agreement(got: Tensor, expected: Tensor, rounding: float = 0.0) -> Agreement
     difference = (got - expected).abs().max().item() / scale
     answers = got.argmax(1, keepdim=True)
     behind = expected.amax(1, keepdim=True) - expected.gather(1, answers)
-    allowed = max(LIMIT, 2 * min(rounding, MOST_ROUNDING))
+    allowed = max(LIMITS[precision], 2 * min(rounding, MOST_ROUNDING))
     is_tie = bool((behind <= 2 * allowed * scale).all())
     equal = (answers == expected.argmax(1, keepdim=True)).double().mean().item()
-    return Agreement(difference, equal, difference <= allowed and is_tie)
+    is_near = math.isfinite(difference) and difference <= allowed and is_tie
+    return Agreement(difference, equal, is_near and equal >= FEWEST[precision])
 
 
 @torch.inference_mode()

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from chanprune import data
+from chanprune.data.source import Source
 from chanprune.pipeline.exporting import Images
 from chanprune.processes.errors import UserError
 
@@ -15,7 +17,7 @@ MOST = 256
 
 
 def images_of(config: Mapping[str, Any] | None, shape: tuple[int, int, int]) -> Images:
-    """Take test images of a run's data set, evenly over its classes; or make random ones.
+    """Take images of a run's data set, evenly over its classes; or make random ones.
 
     Args:
         config: The run's configuration; None: there is no data set.
@@ -27,13 +29,17 @@ def images_of(config: Mapping[str, Any] | None, shape: tuple[int, int, int]) -> 
         dataset = data.load(seed=config["seed"], **config["dataset"])
         if not dataset.has_labels or dataset.info.input_shape != shape:
             raise UserError("its data set has no such images")
-        test = dataset.splits["test"]
-        order = test.labels.argsort(stable=True)  # a class after the other
-        chosen = order[torch.linspace(0, len(order) - 1, min(MOST, len(order))).long()]
-        pixels = torch.stack([test.read(int(index)) for index in chosen])
+        pixels, shown = (_evenly(dataset.splits[name]) for name in ("test", "train"))
     except UserError as error:
         return random_images(shape, str(error))
-    return Images(pixels, f"{len(pixels)} test images of {dataset.name}")
+    return Images(pixels, f"{len(pixels)} test images of {dataset.name}", shown)
+
+
+def _evenly(split: Source) -> Tensor:
+    """Return some images (N, C, H, W) of a split, evenly over its classes."""
+    order = split.labels.argsort(stable=True)  # a class after the other
+    chosen = order[torch.linspace(0, len(order) - 1, min(MOST, len(order))).long()]
+    return torch.stack([split.read(int(index)) for index in chosen])
 
 
 def random_images(shape: tuple[int, int, int], why: str) -> Images:

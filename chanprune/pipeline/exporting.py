@@ -21,8 +21,15 @@ from chanprune.channels.modes import copied
 from chanprune.files.writing import flush, flush_folder, make_folder, part_of
 from chanprune.formats import onnx
 from chanprune.formats.exporting import needed
+from chanprune.formats.int8 import quantise
 from chanprune.formats.onnx import refuse_opset
-from chanprune.pipeline.agreement import Agreement, agreement, answers_of, in_fresh_process
+from chanprune.pipeline.agreement import (
+    Agreement,
+    Precision,
+    agreement,
+    answers_of,
+    in_fresh_process,
+)
 from chanprune.pipeline.model_file import Preprocessing
 from chanprune.processes.errors import RunError, UserError
 from chanprune.rewiring import plain_copies
@@ -59,10 +66,13 @@ class Images:
     Attributes:
         pixels: (N, C, H, W) uint8.
         what: What they are, in words.
+        shown: (N, C, H, W) uint8, others, whose values tell the ranges for eight bits; None: there
+            is no data.
     """
 
     pixels: Tensor
     what: str
+    shown: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,23 @@ class Exported:
     agreement: Agreement
 
 
+class Halved(nn.Module):
+    """A network that computes with sixteen bits, between inputs and outputs as they were.
+
+    Args:
+        model: The network.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model.half()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the network's output."""
+        output: Tensor = self.model(images.half()).float()
+        return output
+
+
 class Preprocessed(nn.Module):
     """A network behind the normalisation of its images.
 
@@ -100,9 +127,8 @@ class Preprocessed(nn.Module):
     def __init__(self, model: nn.Module, preprocessing: Preprocessing):
         super().__init__()
         self.model = model
-        dtype = next(model.parameters()).dtype
         for name in ("mean", "std"):
-            values = torch.tensor(getattr(preprocessing, name), dtype=dtype) * 255
+            values = torch.tensor(getattr(preprocessing, name)) * 255
             self.register_buffer(name, values.view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -111,8 +137,10 @@ class Preprocessed(nn.Module):
         return output
 
 
-def refuse_missing(form: str, opset: int | None) -> None:
-    """Refuse a format whose packages are not installed, or an opset; raises UserError."""
+def refuse_missing(form: str, opset: int | None, precision: Precision) -> None:
+    """Refuse a format whose packages are missing, or another's options; raises UserError."""
+    if precision == "int8" and form != "onnx":
+        raise UserError(f"precision=int8 goes with format=onnx, not {form}")
     for package in NEEDED[form]:
         needed(package, f"format={form}")
     if form == "onnx":
@@ -128,6 +156,7 @@ def export(
     form: str,
     opset: int | None = None,
     preprocess: bool = False,
+    precision: Precision = "fp32",
 ) -> Exported:
     """Write a network, compare the file with it, and only then give the file its name.
 
@@ -138,6 +167,7 @@ def export(
         form: One of `FORMATS`.
         opset: Of ONNX; None: the exporter's.
         preprocess: The file takes the pixels, and normalises them itself.
+        precision: Of its weights and what it computes with.
 
     Raises:
         UserError: The network cannot be written in this format.
@@ -148,6 +178,8 @@ def export(
     except UnsupportedNetwork as error:
         raise UserError(f"batch norms cannot be folded: {error}") from error
     network, dtype = folded.model, None
+    if precision == "fp16":
+        network, dtype = Halved(network).eval(), torch.float32
     if preprocess:
         if subject.preprocessing is None:
             raise UserError("preprocess=true: this network was saved without mean and std")
@@ -158,7 +190,9 @@ def export(
         _make_folder_of(path)
         metadata = _metadata(subject, takes, len(folded.into))
         writer.write(network, subject.input_shape, part, metadata, opset, dtype)
-        found = _checked(subject, images, part, form, preprocess)
+        if precision == "int8":
+            quantise(part, _as_taken(_to_show(images), subject, preprocess))
+        found = _checked(subject, images, part, form, preprocess, precision)
         num_bytes = part.stat().st_size
         _take_name(part, path)
     finally:
@@ -167,19 +201,25 @@ def export(
 
 
 def _checked(
-    subject: Subject, images: Images, part: Path, form: str, preprocess: bool
+    subject: Subject,
+    images: Images,
+    part: Path,
+    form: str,
+    preprocess: bool,
+    precision: Precision,
 ) -> Agreement:
     """Run the file as it was written; raises RunError if it disagrees with the checkpoint."""
     given = _normalised(images.pixels, subject)
     expected = answers_of(subject.model, given)
-    taken = images.pixels if preprocess else given
+    taken = _as_taken(images.pixels, subject, preprocess)
     if form == "onnx":
         got = answers_of(onnx.opened(part), taken)
     else:
         got = in_fresh_process(form, part, taken)
-    found = agreement(got, expected)
+    found = agreement(got, expected, precision=precision)
     if not found.is_fine:
-        found = agreement(got, expected, rounding_of(subject.model, given, expected))
+        rounding = rounding_of(subject.model, given, expected)
+        found = agreement(got, expected, rounding, precision)
     if not found.is_fine:
         raise RunError(f"{form} is not written: the file computes something else: {found.told}")
     return found
@@ -202,6 +242,19 @@ def _normalised(pixels: Tensor, subject: Subject) -> Tensor:
         torch.tensor(values, dtype=dtype).view(1, -1, 1, 1) * 255 for values in _statistics(subject)
     )
     return (pixels.to(dtype) - mean) / std
+
+
+def _as_taken(pixels: Tensor, subject: Subject, preprocess: bool) -> Tensor:
+    return pixels if preprocess else _normalised(pixels, subject)
+
+
+def _to_show(images: Images) -> Tensor:
+    if images.shown is None:
+        raise UserError(
+            f"precision=int8 needs images that show the ranges of values, and has {images.what}; "
+            "give dataset.root=, where the run's data is"
+        )
+    return images.shown
 
 
 def _statistics(subject: Subject) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from chanprune.channels import Plan, compact, count, count_plan, select_global, trace
+from chanprune.channels import Plan, compact, count, count_plan, masked, select_global, trace
 from chanprune.models import build
 from tests.networks import SMALL, SMALL_SHAPE, but_slow, random_plan, randomise
 
@@ -191,3 +191,39 @@ def test_selection_empties_only_what_it_may():
     scores = {"block": torch.arange(8.0) / 10, "chain": torch.arange(8.0)}
     chosen = select_global(scores, 0.6, min_channels=0, min_share=0.0, may_be_emptied=["block"])
     assert chosen.kept["block"] == []
+
+
+class Halves(nn.Module):
+    """Convolves both halves of its channels behind a pool; one may have nothing to read."""
+
+    def __init__(self, pool) -> None:
+        super().__init__()
+        self.stem, self.pool = nn.Conv2d(3, 8, 3, padding=1), pool
+        self.left, self.right = nn.Conv2d(4, 6, 3, stride=2), nn.Conv2d(4, 6, 3, stride=2)
+        self.head = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.stem(x).relu().chunk(2, 1)
+        return self.head((self.left(self.pool(a)) + self.right(self.pool(b))).relu())
+
+
+POOLS = {
+    "maximum": nn.MaxPool2d(3, 2, 1),
+    "dilated": nn.MaxPool2d(2, stride=1, dilation=2),
+    "average": nn.AvgPool2d((2, 3), stride=(2, 1), padding=(0, 1)),
+    "maximum called": lambda x: nn.functional.max_pool2d(x, 3, 2, 1),
+    "dilated called": lambda x: nn.functional.max_pool2d(x, 2, 1, dilation=2),
+    "average called": lambda x: nn.functional.avg_pool2d(x, (2, 3), padding=(0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_what_is_empty_behind_a_pool_is_as_large_as_the_pool_leaves_it(name):
+    torch.manual_seed(0)
+    model = Halves(POOLS[name]).double().eval()
+    graph = trace(model, SHAPE)
+    cut = graph.cut(Plan({"stem": [0, 2, 3]}))
+    small = compact(model, graph, cut.plan).model
+    for size in (16, 19):
+        images = torch.randn(2, 3, size, 16, dtype=torch.float64)
+        torch.testing.assert_close(small(images), masked(model, cut)(images))

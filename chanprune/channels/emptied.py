@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 
 from chanprune.channels import operations as ops
-from chanprune.channels.filled import Windows, filled, pool_windows, sizes_behind
+from chanprune.channels.filled import Windows, filled, sizes_behind
 from chanprune.channels.layers import Layer, Mask
 from chanprune.channels.operations import name_of, words
 
@@ -299,7 +299,7 @@ class _Rewriting:
         source, is_convolution = node, self.layers[str(node.target)].kind == "conv"
         rank = self.layers[str(node.target)].rank
         while self.copied.get(source) is None or len(source.meta.get("shape", ())) != rank:
-            windows = source.meta.get("windows") or pool_windows(source)
+            windows = source.meta.get("windows")
             if windows:
                 between.insert(0, windows)
             elif "shape" in source.meta and not (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, fx
 from chanprune.channels import operations as ops
 from chanprune.channels.operations import name_of
 
+_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 Windows = tuple[tuple[int, int, int], ...]
 
 
@@ -63,14 +65,39 @@ def windows_of(module: Any) -> Windows:
     return tuple(found)
 
 
-def pool_windows(node: fx.Node) -> Windows | None:
-    """Return the windows of a pool that is called as a function, if they are plain."""
-    given = dict(zip(("kernel_size", "stride", "padding"), node.args[1:], strict=False))
-    given |= dict(node.kwargs)
-    kernel, stride = given.pop("kernel_size", None), given.pop("stride", None)
-    padding = given.pop("padding", 0)
-    is_plain = name_of(node) in ("avg_pool2d", "max_pool2d") and not given and len(node.args) < 5
-    if not is_plain or type(kernel) is not int or type(padding) is not int:
+def pool_windows(node: fx.Node, module: Any) -> Windows | None:
+    """Return the windows of a pool, as `windows_of` does, if they are plain; None of other calls.
+
+    Args:
+        node: Its call.
+        module: The module that is called; None: a function is.
+    """
+    if isinstance(module, ops.PLAIN_POOLS):
+        given = {name: getattr(module, name, None) for name in _POOL}
+        rank = int(type(module).__name__[-2])
+    elif module is None and (plain := re.fullmatch("(?:max|avg)_pool([123])d", name_of(node))):
+        names = _POOL if name_of(node).startswith("max") else (*_POOL[:3], "ceil_mode")
+        given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+        rank = int(plain[1])
+    else:
         return None
-    step = kernel if stride is None else stride
-    return ((1, 2 * padding - kernel, step),) * 2 if type(step) is int else None
+    if given.get("ceil_mode"):
+        return None
+    kernel, padding, dilation = (
+        _of_dims(given.get(name), default, rank)
+        for name, default in (("kernel_size", None), ("padding", 0), ("dilation", 1))
+    )
+    step = _of_dims(given.get("stride"), kernel, rank)
+    if None in (kernel, padding, dilation, step):
+        return None
+    assert kernel and padding and dilation and step
+    dims = zip(kernel, padding, dilation, step, strict=True)
+    return tuple((1, 2 * p - d * (k - 1) - 1, s) for k, p, d, s in dims)
+
+
+def _of_dims(value: Any, default: Any, rank: int) -> tuple[int, ...] | None:
+    """Return a number for each dimension; None if they are no numbers."""
+    value = default if value is None or value in ((), []) else value
+    sizes = (value,) * rank if type(value) is int else value
+    is_plain = isinstance(sizes, (tuple, list)) and all(type(size) is int for size in sizes)
+    return tuple(sizes) if is_plain and len(sizes) == rank else None

@@ -8,6 +8,7 @@ import numpy as np
 from torch import fx, nn
 
 from chanprune.channels import operations as ops
+from chanprune.channels.filled import pool_windows
 from chanprune.channels.layers import ChannelNumbers
 from chanprune.channels.operations import name_of
 from chanprune.channels.rules.nodes import (
@@ -161,6 +162,8 @@ def spatial(walk: Walk, node: fx.Node) -> None:
             numbers = walk.whole_along(numbers, axis, f"{label(node)} works along it")
             if axis in axes_of(numbers):
                 return
+    if is_tensor(node) and (windows := pool_windows(node, walk.module(node))):
+        node.meta["windows"] = windows
     walk.put(node, numbers if is_tensor(node) else (numbers,) * len(node.meta["holds"]))
 
 

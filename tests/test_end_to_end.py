@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 import chanprune
 from chanprune.channels import count
 from chanprune.pipeline.agreement import agreement, answers_of
-from chanprune.pipeline.exporting import FORMATS, rounding_of
+from chanprune.pipeline.exporting import rounding_of
 from tests.commands import call, train
 from tests.test_data import SHARED
 
@@ -146,8 +146,7 @@ def test_the_model_is_exported_to_onnx(model, tmp_path):
     assert is_alike(model, batch(model, 5), torch.from_numpy(logits))
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_the_command_exports_the_model_and_checks_it_on_real_images(product, form, tmp_path):
-    asked = call("chanprune.export", f"run={product}", f"format={form}", "out=x", cwd=tmp_path)
+def test_the_command_exports_the_model_and_checks_it_on_real_images(product, tmp_path):
+    asked = call("chanprune.export", f"run={product}", "format=onnx", "out=x", cwd=tmp_path)
     assert (asked.returncode, asked.stderr) == (0, ""), asked.stderr
     assert "test images of" in asked.stdout and (tmp_path / "x").exists()

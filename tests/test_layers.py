@@ -32,7 +32,7 @@ ALLOWED = {
     "config": {"processes", "files", "channels", "components", "models", "methods", "records"},
     "api": {
         *("processes", "files", "channels", "components", "models", "methods", "criteria"),
-        *("records", "pipeline"),
+        *("records", "pipeline", "latency", "runtimes"),
     },
     "benchmarking": {
         *("processes", "files", "channels", "formats", "runtimes", "components", "rewiring"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from chanprune import channels
@@ -15,9 +17,13 @@ from chanprune.channels import Budget, ChannelGraph, Plan, Refit
 from chanprune.channels.budget import COSTS, Cost
 from chanprune.channels.trace import WRAPPERS
 from chanprune.criteria import CRITERIA, Criterion, Subject
+from chanprune.latency import Terms
 from chanprune.methods import PruneOptions
 from chanprune.methods import select as select_channels
+from chanprune.pipeline.latency import Latency
+from chanprune.runtimes import Runtime
 
+GIVE_ONE = "give one of ratio, target_macs, target_params, target_memory and target_latency_ms"
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -55,6 +61,8 @@ def select(
     target_macs: float | None = None,
     target_params: float | None = None,
     target_memory: float | None = None,
+    target_latency_ms: float | str | None = None,
+    latency: Mapping[str, Any] = {},
     criterion: str | Criterion = "l1",
     images: Batches | Callable[[int], Batches] | None = None,
     scope: Literal["global", "layer"] = "global",
@@ -78,6 +86,11 @@ def select(
         target_params: The same of parameters.
         target_memory: The same of the bytes of parameters and of what is alive at once, for one
             image.
+        target_latency_ms: Milliseconds that a forward pass may take, measured on this machine; or
+            a share of what the whole network takes, as "50%". The networks that are tried are
+            timed in turns with the whole one, see `chanprune.latency`.
+        latency: What that is the time of: "runtime" (eager, compiled, ort), "batch" (1) and
+            "threads" (all). "said" takes a line about what was measured.
         criterion: What ranks channels: the name of a criterion (l1, l2, scale, scale_gradient,
             taylor, lamp, median, random), or a `Criterion`.
         images: Batches (images, labels) on the network's device, for a criterion that needs them;
@@ -116,8 +129,14 @@ def select(
         max_share=max_share,
         round_to=round_to,
         coupled=coupled,
-        budget=_budget(inner, graph, ratio, (target_macs, target_params, target_memory)),
+        budget=None
+        if target_latency_ms is not None
+        else _budget(inner, graph, ratio, (target_macs, target_params, target_memory)),
     )
+    if target_latency_ms is not None:
+        if any(other is not None for other in (ratio, target_macs, target_params, target_memory)):
+            raise ValueError(GIVE_ONE)
+        options = replace(options, budget=_latency(inner, graph, target_latency_ms, **latency))
     chosen = _criterion(criterion)
     if chosen.needs == "labels" and images is None:
         raise ValueError(f"criterion={criterion!r} needs images=, batches (images, labels)")
@@ -217,10 +236,26 @@ def _budget(
         (cost, target) for cost, target in zip(COSTS, targets, strict=True) if target is not None
     ]
     if len(given) + (ratio is not None) != 1:
-        raise ValueError("give one of ratio, target_macs, target_params and target_memory")
+        raise ValueError(GIVE_ONE)
     if given and not (isinstance(given[0][1], int | float) and math.isfinite(given[0][1])):
         raise ValueError(f"target_{given[0][0]}={given[0][1]} is no amount")
     return Budget.of(model, graph, *given[0]) if given else None
+
+
+def _latency(
+    model: nn.Module,
+    graph: ChannelGraph,
+    asked: float | str,
+    *,
+    runtime: Runtime = "eager",
+    batch: int = 1,
+    threads: int | None = None,
+    said: Callable[[str], None] = lambda line: None,
+) -> Latency:
+    if not graph.example.is_one_image:
+        raise ValueError("target_latency_ms: the network must take one tensor (N, C, H, W)")
+    terms = Terms(asked, runtime, batch, threads or torch.get_num_threads())
+    return Latency(model, graph, graph.example.shape, terms, None, None, said)
 
 
 def _criterion(named: str | Criterion) -> Criterion:

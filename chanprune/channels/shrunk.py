@@ -67,7 +67,8 @@ def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     if not like.is_contiguous():
         for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
             if like.dim() == rank and like.is_contiguous(memory_format=layout):
-                return tensor.contiguous(memory_format=layout)
+                # So that one channel is last as well, which `contiguous` leaves as it is.
+                return torch.empty_like(tensor, memory_format=layout).copy_(tensor)
     return tensor.contiguous()
 
 

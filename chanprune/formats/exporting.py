@@ -18,16 +18,22 @@ from chanprune.processes.errors import UserError
 EXAMPLES = 2  # one image would fix the batch size
 
 
-def example(model: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype | None) -> Tensor:
+def example(
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype | None,
+    number: int = EXAMPLES,
+) -> Tensor:
     """Return a batch of images that a network is exported with.
 
     Args:
         model: The network.
         shape: (C, H, W).
         dtype: Of the images; None: that of the network's parameters.
+        number: Of images.
     """
     first = next(model.parameters(), torch.empty(0))
-    return torch.zeros(EXAMPLES, *shape, dtype=dtype or first.dtype, device=first.device)
+    return torch.zeros(number, *shape, dtype=dtype or first.dtype, device=first.device)
 
 
 @contextmanager

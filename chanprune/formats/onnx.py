@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from chanprune.files.writing import replace
-from chanprune.formats.exporting import example, exporting, first_line, needed
+from chanprune.formats.exporting import EXAMPLES, example, exporting, first_line, needed
 from chanprune.processes.errors import UserError
 
 SUFFIX = ".onnx"
@@ -24,8 +24,9 @@ def write(
     metadata: Mapping[str, str],
     opset: int | None = None,
     dtype: torch.dtype | None = None,
+    batch: int | None = None,
 ) -> None:
-    """Write a network, for any number of images.
+    """Write a network.
 
     Args:
         model: In eval mode; takes images (N, C, H, W), and returns one tensor.
@@ -34,6 +35,7 @@ def write(
         metadata: Texts that it holds, by name.
         opset: Version of ONNX's operators; None: the one that the exporter prefers.
         dtype: Of the images; None: that of the network's parameters.
+        batch: How many images it takes, which is written sooner; None: any number.
 
     Raises:
         UserError: A package is missing, there is no such opset, or the network cannot be written.
@@ -41,13 +43,15 @@ def write(
     """
     needed("onnxscript", "format=onnx")
     refuse_opset(opset)
+    images = example(model, input_shape, dtype, batch or EXAMPLES)
+    free = ({0: torch.export.Dim("batch", min=1)},) if batch is None else None
     with exporting(f"ONNX{'' if opset is None else f' of opset={opset}'}"):
         program = torch.onnx.export(
             model,
-            (example(model, input_shape, dtype),),
+            (images,),
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=free,
             opset_version=opset,
             verbose=False,
         )

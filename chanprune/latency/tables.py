@@ -28,34 +28,38 @@ from chanprune.runtimes.clock import timed
 from chanprune.runtimes.machine import machine
 from chanprune.runtimes.ort_layers import Called, profiled
 
-POINTS = 9  # of each side of a grid
+POINTS = 9  # of each side of a grid, and the narrow widths
+NARROW = (1, 2, 4)
+MOST = POINTS + len(NARROW)
 ROUNDS = 5
 
 
-def step_of(width: int, runtime: Runtime, unit: int = 1) -> int:
-    """Return the step in which widths are tried: of vectors, where a group is wide enough.
+def is_step(width: int, whole: int, runtime: Runtime) -> bool:
+    """Tell whether a width is worth a measurement: whole, a multiple of a vector, or narrower.
 
     ONNX Runtime lays channels out in blocks of eight, and convolves other numbers of them several
     times as slowly.
 
     Args:
-        width: The whole width.
+        width: The width.
+        whole: The whole width.
         runtime: What will run the network.
-        unit: What a width must be a multiple of.
     """
-    wanted = 8 if width >= 64 else 4 if width >= 32 else 2 if width >= 16 else 1
-    if runtime == "ort" and width >= 16:
-        wanted = 8
-    return unit * math.ceil(wanted / unit)
+    step = 8 if whole >= 64 else 4 if whole >= 32 else 2 if whole >= 16 else 1
+    if runtime == "ort" and whole >= 16:
+        step = 8
+    return width == whole or width % step == 0 or width in NARROW
 
 
 def grid_of(width: Width, runtime: Runtime, unit: int) -> list[int]:
-    """Return the widths, ascending, that a side of a grid has."""
+    """Return the widths, ascending, that a side of a grid has: some narrow ones, and even steps."""
+    whole = width.whole
     if not width.times.any():
-        return [width.whole]
-    step = step_of(width.whole, runtime, unit)
-    points = np.ceil(width.whole * np.arange(1, POINTS + 1) / POINTS / step) * step
-    return sorted({min(int(point), width.whole) for point in points})
+        return [whole]
+    legal = [w for w in range(unit, whole + 1, unit) if is_step(w, whole, runtime)]
+    places = np.searchsorted(legal, whole * np.arange(1, POINTS + 1) / POINTS)
+    narrow = [w for w in legal if w in NARROW]
+    return sorted({*narrow, *(legal[place] for place in places)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +141,7 @@ def tables_of(layers: Sequence[TimedLayer], bench: Bench) -> list[Table]:
     path = bench.folder / f"{digest(about, 16)}.json" if bench.folder else None
     known = _known(path)
     grids = [_grids(layer, runtime) for layer in layers]
-    for point in range(4 * POINTS):
+    for point in range(4 * MOST):
         fresh: dict[str, Called] = {}
         for layer, grid in zip(layers, grids, strict=True):
             reads, writes = _point(grid, point)
@@ -174,7 +178,7 @@ def _grids(layer: TimedLayer, runtime: Runtime) -> tuple[list[int], list[int]]:
 
 def _point(grids: tuple[list[int], list[int]], point: int) -> tuple[int, int]:
     """Return the input and output channels at a point of the sides of a grid."""
-    side, place = divmod(point, POINTS)
+    side, place = divmod(point, MOST)
     reads, writes = grids
     end = -1 if side % 2 == 0 else 0
     if side < 2:
@@ -185,7 +189,7 @@ def _point(grids: tuple[list[int], list[int]], point: int) -> tuple[int, int]:
 def _table(layer: TimedLayer, grids: tuple[list[int], list[int]], known: dict[str, float]) -> Table:
     sides = []
     for side in range(4):
-        points = [_point(grids, side * POINTS + place) for place in range(len(grids[side // 2]))]
+        points = [_point(grids, side * MOST + place) for place in range(len(grids[side // 2]))]
         sides.append(np.array([known[_key(layer, *point)] for point in points]))
     reads, writes = (np.array(grid, dtype=np.float64) for grid in grids)
     return Table(reads, writes, (sides[0], sides[1], sides[2], sides[3]))

@@ -23,6 +23,7 @@ from chanprune.runtimes.machine import machine
 
 CLOSE = 0.965  # of what was asked, and not more than that
 AIM = 0.985
+NEAR = (0.9, 1.05)  # of what was asked: measured once more, for longer
 CHOICES, HALVINGS = 4, 6  # networks that are chosen, and those between two of them
 SHARES = (0.7, 0.4)  # of all widths, of networks that the estimate is fitted to
 
@@ -96,31 +97,21 @@ def meet(trial: Trial) -> Certificate:
             widths = {name: int(offer.widths[-1]) for name, offer in trial.offers.items()}
             return Certificate(*about, 1000 * whole, 1000 * whole, (0.0, 0.0), (), widths)
         offers = list(trial.offers.values())
-        share = _refuse_if_slow(trial, offers, whole, limit)
-        estimate = _fitted(trial, offers, whole, whole * share.median)
-        tries = _tried(trial, offers, estimate, share, whole, limit)
-        best, again = _confirmed(trial, tries, whole, limit)
-    scale = 1000 * whole
+        narrowest = _refuse_if_slow(trial, offers, whole, limit)
+        estimate = _fitted(trial, offers, whole, narrowest.median)
+        places = _narrowest(offers)
+        ends = _widths(offers, places)
+        first = _Try(places, ends, estimate.seconds(ends), narrowest)
+        search = _Search(trial, offers, estimate, whole, limit, [first])
+        best = search.run()
+    took = best.seconds.times(1000)
     return Certificate(
         *about,
         1000 * best.predicted,
-        scale * again.median,
-        (scale * again.low, scale * again.high),
-        tuple((1000 * one.predicted, scale * one.measured.median) for one in tries),
+        took.median,
+        (took.low, took.high),
+        tuple((1000 * one.predicted, 1000 * one.seconds.median) for one in search.tries),
         {name: int(width) for name, width in zip(trial.offers, best.widths, strict=True)},
-    )
-
-
-def _confirmed(trial: Trial, tries: list[_Try], whole: float, limit: float) -> tuple[_Try, Timing]:
-    """Return the slowest network that is within the limit, and is so again when measured longer."""
-    quick = [one for one in tries if one.measured.median * whole <= limit]
-    for one in sorted(quick, key=lambda one: -one.measured.median):
-        again = trial.share(one.widths, times=2)
-        if again.median * whole <= limit:
-            return one, again
-    raise ValueError(
-        f"{_asked(trial.terms)}: measured again, no network is within {1000 * limit:.3g} ms; other "
-        "work on this machine disturbs the measurements, or ask for a little more"
     )
 
 
@@ -138,53 +129,70 @@ class _Try:
     chosen: Ints
     widths: Floats
     predicted: float
-    measured: Timing
+    seconds: Timing
 
 
-def _tried(
-    trial: Trial,
-    offers: list[Offer],
-    estimate: Estimate,
-    narrowest: Timing,
-    whole: float,
-    limit: float,
-) -> list[_Try]:
-    """Choose, measure and correct until a network is close to the limit; the narrowest is first."""
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """Networks that are tried, until one is close to the limit.
 
-    def measured(chosen: Ints, share: Timing | None = None) -> _Try:
-        widths = _widths(offers, chosen)
-        took = share or trial.share(widths)
-        return _Try(chosen, widths, estimate.seconds(widths), took)
+    Attributes:
+        estimate: What they are chosen by.
+        whole: Seconds of the whole network.
+        limit: Seconds that are allowed.
+        tries: What was measured; the narrowest network is first.
+    """
 
-    def is_close(one: _Try) -> bool:
-        return CLOSE * limit <= one.measured.median * whole <= limit
+    trial: Trial
+    offers: list[Offer]
+    estimate: Estimate
+    whole: float
+    limit: float
+    tries: list[_Try]
 
-    tries = [measured(_narrowest(offers), narrowest)]
-    aim = AIM * limit
-    for _ in range(CHOICES):
-        chosen = most_worth(offers, estimate, aim)
-        if chosen is None or any(np.array_equal(chosen, one.chosen) for one in tries):
-            break
-        tries.append(measured(chosen))
-        if is_close(tries[-1]):
-            return tries
-        aim *= AIM * limit / (tries[-1].measured.median * whole)
-    quick = [one for one in tries if one.measured.median * whole <= limit]
-    slow = [one for one in tries if one.measured.median * whole > limit]
-    low = max(quick, key=lambda one: one.measured.median).chosen
-    high = min(slow, key=lambda one: one.measured.median).chosen if slow else _whole(offers)
-    for _ in range(HALVINGS):
-        path = between(offers, estimate, low, high)
-        if len(path) < 3:
-            break
-        tries.append(measured(path[len(path) // 2]))
-        if is_close(tries[-1]):
-            break
-        if tries[-1].measured.median * whole <= limit:
-            low = tries[-1].chosen
-        else:
-            high = tries[-1].chosen
-    return tries
+    def run(self) -> _Try:
+        """Return the slowest network within the limit."""
+        self._by_estimate()
+        if not self._is_close():
+            self._between_two()
+        return max(self._quick(), key=lambda one: one.seconds.median)
+
+    def _by_estimate(self) -> None:
+        aim = AIM * self.limit
+        for _ in range(CHOICES):
+            chosen = most_worth(self.offers, self.estimate, aim)
+            if chosen is None or any(np.array_equal(chosen, one.chosen) for one in self.tries):
+                return
+            aim *= AIM * self.limit / self._measure(chosen)
+            if self._is_close():
+                return
+
+    def _between_two(self) -> None:
+        slow = [one for one in self.tries if one.seconds.median > self.limit]
+        low = max(self._quick(), key=lambda one: one.seconds.median).chosen
+        high = _whole(self.offers)
+        if slow:
+            high = min(slow, key=lambda one: one.seconds.median).chosen
+        for _ in range(HALVINGS):
+            path = between(self.offers, self.estimate, low, high)
+            if len(path) < 3 or self._is_close():
+                return
+            middle = path[len(path) // 2]
+            low, high = (middle, high) if self._measure(middle) <= self.limit else (low, middle)
+
+    def _measure(self, chosen: Ints) -> float:
+        widths = _widths(self.offers, chosen)
+        seconds = self.trial.share(widths).times(self.whole)
+        if NEAR[0] * self.limit <= seconds.median <= NEAR[1] * self.limit:
+            seconds = self.trial.share(widths, times=3).times(self.whole)
+        self.tries.append(_Try(chosen, widths, self.estimate.seconds(widths), seconds))
+        return seconds.median
+
+    def _quick(self) -> list[_Try]:
+        return [one for one in self.tries if one.seconds.median <= self.limit]
+
+    def _is_close(self) -> bool:
+        return CLOSE * self.limit <= self.tries[-1].seconds.median <= self.limit
 
 
 def _narrowest(offers: list[Offer]) -> Ints:
@@ -198,7 +206,7 @@ def _whole(offers: list[Offer]) -> Ints:
 def _fitted(trial: Trial, offers: list[Offer], whole: float, narrowest: float) -> Estimate:
     """Time the layers, and fit the estimate to the whole network, narrower ones, the narrowest."""
     terms = trial.terms
-    work = workload(trial.model, trial.graph, list(trial.offers), trial.images)
+    work = workload(copied(trial.model).eval(), trial.graph, list(trial.offers), trial.images)
     bench = Bench(terms.runtime, terms.threads, trial.device, trial.folder)
     estimate = Estimate(work, tables_of(work.layers, bench))
     ends = _widths(offers, _whole(offers)), _widths(offers, _narrowest(offers))
@@ -216,15 +224,14 @@ def _fitted(trial: Trial, offers: list[Offer], whole: float, narrowest: float) -
 def _refuse_if_slow(trial: Trial, offers: list[Offer], whole: float, limit: float) -> Timing:
     """Return the time of the narrowest network; raises ValueError if that is too long."""
     narrowest = _widths(offers, _narrowest(offers))
-    share = trial.share(narrowest)
-    took = whole * share.median
-    if took <= limit:
-        return share
+    took = trial.share(narrowest).times(whole)
+    if took.median <= limit:
+        return took
     kept = trial.kept({n: int(w) for n, w in zip(trial.offers, narrowest, strict=True)})
     small = shrunk(copied(trial.model).eval(), trial.graph.cut(Plan(kept))).eval()
     raise ValueError(
         f"{_asked(trial.terms)} cannot be met: with all that may go, the network takes "
-        f"{1000 * took:.3g} ms of {1000 * whole:.3g}; most of it in "
+        f"{1000 * took.median:.3g} ms of {1000 * whole:.3g}; most of it in "
         f"{first_of(slowest(small, trial.images))}; let more go (prune.min_share, "
         "prune.min_channels, prune.coupled=together, prune.keep), or allow more"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,8 +15,8 @@ from chanprune.channels import ChannelGraph, Offer, Plan
 from chanprune.channels.modes import copied
 from chanprune.channels.shrunk import shrunk
 from chanprune.latency.choice import Floats
-from chanprune.latency.tables import step_of
-from chanprune.runtimes import Call, Runtime, Timing, interleaved, prepared
+from chanprune.latency.tables import is_step
+from chanprune.runtimes import RUNTIMES, Call, Runtime, Timing, interleaved, prepared
 
 SECONDS = 1.0  # for a measurement
 Kept = Callable[[Mapping[str, int]], dict[str, list[int]]]
@@ -36,6 +37,24 @@ class Terms:
     runtime: Runtime
     batch: int
     threads: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is no time, runtime or number; raises ValueError."""
+        share = str(self.asked).partition("%")[0] if isinstance(self.asked, str) else "1"
+        try:
+            amount = float(share if isinstance(self.asked, str) else self.asked)
+        except (TypeError, ValueError):
+            amount = math.nan
+        if not 0 < amount < (100 if isinstance(self.asked, str) else math.inf):
+            raise ValueError(
+                f"target_latency_ms={self.asked!r}: must be milliseconds > 0, as 5, or a share of "
+                'the whole network\'s, as "50%"'
+            )
+        if self.runtime not in RUNTIMES or self.batch < 1 or self.threads < 1:
+            raise ValueError(
+                f"runtime={self.runtime!r} must be one of {', '.join(RUNTIMES)}; "
+                f"batch={self.batch} and threads={self.threads} 1 or more"
+            )
 
     def limit(self, whole: float) -> float:
         """Return the seconds that are allowed, where the whole network takes `whole` ones."""
@@ -103,8 +122,7 @@ class Trial:
         """
         calls = {"whole": self.call(None), "small": self.call(widths)}
         timings = interleaved(calls, times * SECONDS, self.device)
-        whole, small = timings["whole"].median, timings["small"]
-        return Timing(small.median / whole, small.low / whole, small.high / whole, small.rounds)
+        return timings["small"].times(1 / timings["whole"].median)
 
     def seconds(self) -> float:
         """Return how long the whole network takes."""
@@ -115,7 +133,7 @@ def in_steps(offers: Mapping[str, Offer], runtime: Runtime) -> dict[str, Offer]:
     """Leave the widths that are worth a measurement: whole ones, and steps that vectors have."""
     left = {}
     for name, offer in offers.items():
-        is_taken = offer.widths % step_of(int(offer.widths[-1]), runtime) == 0
-        is_taken[-1] = True
-        left[name] = Offer(offer.widths[is_taken], offer.worth[is_taken])
+        whole = int(offer.widths[-1])
+        taken = [is_step(int(width), whole, runtime) for width in offer.widths]
+        left[name] = Offer(offer.widths[taken], offer.worth[taken])
     return left

@@ -31,6 +31,10 @@ class Timing:
     high: float
     rounds: int
 
+    def times(self, factor: float) -> Timing:
+        """Return the timing in another unit."""
+        return Timing(factor * self.median, factor * self.low, factor * self.high, self.rounds)
+
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
         """Sum up what the rounds took."""

@@ -33,8 +33,8 @@ def prepared(runtime: Runtime, model: nn.Module, images: Tensor, threads: int) -
     if runtime == "ort":
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model.onnx")
-            channels, height, width = images.shape[1:]
-            onnx.write(model, (channels, height, width), path, {})
+            batch, channels, height, width = images.shape
+            onnx.write(model, (channels, height, width), path, {}, batch=batch)
             run = onnx.opened(path, threads)
         return lambda: run(images)
     model.to(memory_format=torch.channels_last)

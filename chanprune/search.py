@@ -100,13 +100,15 @@ def search(
     launcher, own = workers.split(arguments)
     if processes < 1 or (launcher and processes == 1):
         raise UserError(f"--workers={processes}: must be at least {2 if launcher else 1}")
+    if processes > 1 and not launcher:
+        raise UserError(f"--workers={processes}: what starts them? Give hydra/launcher=joblib, say")
     folders = cli.config_folders([] if config_dir is None else [f"--config-dir={config_dir}"])
     cli.checked(launcher, folders=folders)
     checked = tuple(cli.checked(own, folders=folders))
     _refuse(checked, folders, cost)
     asked = digest([sorted(own), cost] if cost != "macs" else sorted(own), 8)
     folder = folder or Path("outputs", "search", asked)
-    work = Work(train, checked, tuple(folders), trials, folder, cost, storage, asked)
+    work = Work(train, checked, tuple(folders), trials, folder, cost, storage or None, asked)
     if processes > 1:
         work.place()
         workers.launch(work, processes, launcher, folder)

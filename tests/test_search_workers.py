@@ -108,6 +108,13 @@ def test_a_database_belongs_to_one_folder(tmp_path):
         Workplace(tmp_path / "a", None, "asked")
 
 
+def test_a_database_that_fails_ends_the_search_with_one_line(tmp_path):
+    workplace = Workplace(tmp_path / "a", f"sqlite:///{tmp_path / 'own.db'}", "asked")
+    (tmp_path / "own.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(search.RunError, match="--storage failed, the same command goes on"):
+        workplace.claim(3, lambda trial: [])
+
+
 def test_a_line_that_a_kill_tore_does_no_harm(tmp_path):
     worked(tmp_path / "x", (None,), trials=3)
     journal = tmp_path / "x/found" / JOURNAL
@@ -158,18 +165,17 @@ def test_launchers_of_sweeps_start_workers(tmp_path):
     found = rows(tmp_path / "found")
     assert [row["state"] for row in found] == ["complete"] * 4
     assert done.stdout.count("beaten by no other") == 1
-    assert {path.stem for path in (tmp_path / "found/jobs").glob("*.json")} == {"0", "1"}
+    assert len({row["worker"] for row in found}) == 2
 
 
 @pytest.mark.slow
 def test_latency_may_be_the_cost(tmp_path):
-    target = "prune.target_latency_ms=70%,90%"
-    options = (*TINY, "model.width=0.25", "dataset.share=0.3", "seed=0,1", target)
-    command = ("chanprune.search", "--cost", "latency", "--trials", "3", "--dir", "found", *options)
+    options = (*TINY, "dataset.share=0.3", "prune.target_latency_ms=70%,90%")
+    command = ("chanprune.search", "--cost", "latency", "--trials", "2", "--dir", "found", *options)
     done = call(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path / "found")
-    assert [row["state"] for row in found] == ["complete"] * 3
+    assert [row["state"] for row in found] == ["complete"] * 2
     for row in found:
         low, share, high = (float(row[f"latency{key}"]) for key in ("_low", "", "_high"))
         assert 0 < low <= share <= high and row["processor"] and int(row["macs"]) > 0
@@ -185,6 +191,7 @@ def test_latency_may_be_the_cost(tmp_path):
         (("--cost=latency", "model.width=0.1,0.2"), "--cost=latency: model must be the same in"),
         (("--cost=latency", "prune.latency.batch=1,2"), "prune.latency must be the same in all"),
         (("prune.ratio=0.1,0.2", "hydra/launcher=joblib"), "--workers=1: must be at least 2"),
+        (("prune.ratio=0.1,0.2", "--workers=2"), "--workers=2: what starts them? Give hydra/"),
         (("prune.ratio=0.1,0.2", "--workers=0"), "--workers=0: must be at least 1"),
         (
             ("prune.ratio=0.1,0.2", "--workers=2", "hydra/launcher=nowhere"),

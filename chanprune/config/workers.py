@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
 from omegaconf import DictConfig
 
 from chanprune.config import cli, sweep
@@ -21,15 +23,29 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return ours, [argument for argument in arguments if argument not in ours]
 
 
-def launch(
-    worker: Callable[[DictConfig], Any], number: int, launcher: Sequence[str], folder: Path
-) -> None:
+@dataclass(frozen=True)
+class Apart:
+    """A task as a job of Hydra's, in which it can compose configurations of its own."""
+
+    task: Callable[[], None]
+
+    def __call__(self, config: DictConfig) -> None:
+        """Do the task, whatever the job's configuration is."""
+        before = Singleton.get_state()
+        GlobalHydra.instance().clear()
+        try:
+            self.task()
+        finally:
+            Singleton.set_state(before)
+
+
+def launch(worker: Callable[[], None], number: int, launcher: Sequence[str], folder: Path) -> None:
     """Let a launcher start so many workers, and wait until all have ended.
 
     Args:
         worker: What each does, in a process of its own; it is pickled.
         number: How many.
-        launcher: KEY=VALUE that choose and configure the launcher; none: one after another.
+        launcher: KEY=VALUE that choose and configure the launcher.
         folder: Where they leave how they ended.
 
     Raises:
@@ -43,7 +59,7 @@ def launch(
     sys.argv[1:] = ["-m", *own]
     try:
         with hydra_errors():
-            cli.call_hydra("config", sweep.KeepOutcome(worker, folder.resolve()))
+            cli.call_hydra("config", sweep.KeepOutcome(Apart(worker), folder.resolve()))
     except SystemExit as leaving:
         if leaving.code in {128 + number for number in SIGNALS}:
             raise Interrupted(int(leaving.code) - 128) from leaving

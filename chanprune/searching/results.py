@@ -92,7 +92,7 @@ def _as_csv(trials: Sequence[Trial], cost: Cost) -> str:
     heads = ["trial", "state", "val_accuracy", "test_accuracy", "macs"]
     heads += ["latency", "latency_low", "latency_high", "processor"] if cost == "latency" else []
     writer = csv.DictWriter(
-        text, [*heads, *keys, "run"], lineterminator="\n", extrasaction="ignore"
+        text, [*heads, *keys, "worker", "run"], lineterminator="\n", extrasaction="ignore"
     )
     writer.writeheader()
     for trial in trials:

@@ -56,7 +56,7 @@ class Work:
         """Open the search; raises UserError."""
         return Workplace(self.folder, self.storage, self.asked)
 
-    def __call__(self, config: Mapping[str, Any] | None = None) -> None:
+    def __call__(self) -> None:
         """Do trials until all are done."""
         workplace, space = self.place(), Space(self.arguments)
         terms = partial(_terms, self, workplace) if self.cost == "latency" else None

@@ -7,6 +7,8 @@ repeats it comes first. As that is the same run, it goes on where it was saved.
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from chanprune.files.digest import digest
-from chanprune.processes.errors import UserError
+from chanprune.processes.errors import RunError, UserError
 from chanprune.searching.storage import opened, the_optuna
 
 if TYPE_CHECKING:
@@ -70,9 +72,17 @@ class Workplace:
 
     @contextmanager
     def alone(self) -> Iterator[optuna.Study]:
-        """Let no other process change the study in the block."""
-        with self._lock:
-            yield self.study
+        """Let no other process change the study in the block.
+
+        Raises:
+            RunError: The database cannot be reached any more.
+        """
+        try:
+            with self._lock:
+                yield self.study
+        except the_optuna().exceptions.StorageInternalError as error:
+            reason = f"{error.__cause__ or error}".split("\n")[0]
+            raise RunError(f"--storage failed, the same command goes on: {reason}") from error
 
     def note(self, trial: optuna.Trial, values: Mapping[str, Any]) -> None:
         """Write down what was found out about a trial."""
@@ -143,6 +153,7 @@ class Workplace:
         trial = study.ask()
         lock = FileLock(self._path(trial.number))
         lock.acquire()
+        trial.set_user_attr("worker", f"{socket.gethostname()} {os.getpid()}")
         return Claim(trial, draw(trial), lock)
 
     def _path(self, number: int) -> Path:

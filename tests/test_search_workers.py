@@ -26,7 +26,15 @@ def rows(folder):
 
 
 def work(folder, space, trials, dies_in, storage):
-    """Search with a formula in place of training; each call leaves a line and takes its time."""
+    """Search with a formula in place of training; each call leaves a line and takes its time.
+
+    Args:
+        folder: Where all is written.
+        space: What varies.
+        trials: Of all processes.
+        dies_in: The number of the own trial in which the process dies, as the last of all.
+        storage: The address of a database, if any.
+    """
     calls = 0
 
     def formula(composed, watch=None):
@@ -35,6 +43,8 @@ def work(folder, space, trials, dies_in, storage):
         ratio, run = composed["prune"]["ratio"], folder / "runs" / f"{composed['prune']['ratio']}"
         run.mkdir(parents=True, exist_ok=True)
         if calls == dies_in:
+            while len((folder / "log").read_text().splitlines()) < trials - 1:
+                time.sleep(0.05)  # until all others wait for this one
             os.kill(os.getpid(), signal.SIGKILL)
         if not (run / "summary.json").exists():
             with (folder / "log").open("a", encoding="utf-8") as log:

@@ -1,8 +1,9 @@
 """The time that a trial's network takes, as a share of what the whole network takes beside it.
 
 Other work on the machine slows both, though not exactly alike: what it takes of caches and memory
-is felt more by one than by the other. So processes of one host measure one after another, the
-quartiles are kept, and those that may be best are measured again at the end, all in turns.
+is felt more by one than by the other. So processes of one host measure one after another, a few
+times where the quartiles are far apart; and those that may be best are measured again at the end,
+all in turns.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from filelock import FileLock
 from chanprune.benchmarking.twins import Twins
 from chanprune.benchmarking.variants import Stand
 from chanprune.pipeline.prepare import pick_device
-from chanprune.runtimes import Runtime, Timing, interleaved, threads_of
+from chanprune.runtimes import Call, Runtime, Timing, interleaved, threads_of
 from chanprune.runtimes.machine import machine
 
 SECONDS = 2.0  # for the whole network and one other
+STEADY, TRIES = 0.1, 4  # quartiles so far apart are steady; so often is waited for that
 WAYS: dict[Runtime, tuple[str, str]] = {
     "eager": ("dense", "compact"),
     "compiled": ("dense_compiled", "compiled"),
@@ -92,9 +94,18 @@ def shares(runs: Sequence[Path], terms: Terms) -> list[Timing]:
         calls = {"": stands[0].call(whole, images, terms.threads)}
         for number, stand in enumerate(stands):
             calls[f"{number}"] = stand.call(small, images, terms.threads)
-        timed = interleaved(calls, SECONDS * len(calls) / 2, device)
+        timed = _steadiest(calls, device)
     unit = timed.pop("").median
     return [Timing(t.median / unit, t.low / unit, t.high / unit, t.rounds) for t in timed.values()]
+
+
+def _steadiest(calls: Mapping[str, Call], device: torch.device) -> dict[str, Timing]:
+    """Time calls until other work leaves them alone; return the steadiest of some measurements."""
+    found: list[tuple[float, dict[str, Timing]]] = []
+    while len(found) < TRIES and (not found or found[-1][0] > STEADY):
+        timed = interleaved(calls, SECONDS * len(calls) / 2, device)
+        found.append((max((t.high - t.low) / t.median for t in timed.values()), timed))
+    return min(found, key=lambda one: one[0])[1]
 
 
 def processor(terms: Terms) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from chanprune.show import charts
 from chanprune.show.drawing import logarithmic, plt
-from chanprune.show.pareto import accuracy_over_macs
+from chanprune.show.pareto import accuracy_over_cost
 from chanprune.show.pictures import draw
 from chanprune.show.report_figures import Drawn, figures
 from chanprune.show.report_page import _as_svg
@@ -51,7 +51,7 @@ def test_any_name_can_be_drawn(name, tmp_path):
 def test_any_name_can_be_reported(name):
     run = Drawn(name, name, name, weight=name, **RUN)
     drawn = [*(figure for figure, _ in figures([run]).values())]
-    drawn.append(accuracy_over_macs([(name, 1e6, 0.5), (name, 1e9, 0.9)], name, name))
+    drawn.append(accuracy_over_cost([(name, 1e6, 0.5), (name, 1e9, 0.9)], name, name))
     for figure in drawn:
         assert "<svg" in _as_svg(figure)
 

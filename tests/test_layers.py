@@ -38,6 +38,10 @@ ALLOWED = {
         *("processes", "files", "channels", "formats", "runtimes", "components", "rewiring"),
         *("models", "records", "api"),
     },
+    "searching": {
+        *("processes", "files", "records", "show", "runtimes", "pipeline", "config"),
+        "benchmarking",
+    },
     "papers": {
         *("processes", "files", "channels", "components", "models", "data", "methods"),
         *("pipeline", "config"),

@@ -96,7 +96,7 @@ def _compose_and_run(config_name: str, task: Task, check: Check | None) -> None:
             failure.append(error)
 
     with hydra_errors(), _help_as_called():
-        _call_hydra(config_name, job)
+        call_hydra(config_name, job)
     if failure:
         raise failure[0]
 
@@ -163,10 +163,11 @@ def _complete(config_name: str) -> None:
     if len(asked) != 1 or asked[0] not in known:
         raise UserError(f"{' '.join(sys.argv[1:])}: -sc goes with one of {', '.join(known)}")
     with hydra_errors():
-        _call_hydra(config_name, lambda config: None)
+        call_hydra(config_name, lambda config: None)
 
 
-def _call_hydra(config_name: str, job: Callable[[DictConfig], None]) -> None:
+def call_hydra(config_name: str, job: Callable[[DictConfig], None]) -> None:
+    """Let Hydra read sys.argv, and call a job once, or by its launcher several times."""
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
 
 
@@ -202,7 +203,7 @@ def _sweep(
     try:
         sweep.forget_outcomes(folder)
         sys.argv.insert(1, as_text(SWEEP_DIR, str(folder)))
-        _call_hydra(config_name, sweep.KeepOutcome(partial(_on_plain, task), folder.resolve()))
+        call_hydra(config_name, sweep.KeepOutcome(partial(_on_plain, task), folder.resolve()))
     except SystemExit as leaving:
         if leaving.code in {128 + number for number in SIGNALS}:
             raise Interrupted(int(leaving.code) - 128) from leaving

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from chanprune.show.drawing import logarithmic, plt
-from chanprune.show.pareto import accuracy_over_macs
+from chanprune.show.pareto import accuracy_over_cost
 
 SMALLEST_SCALE = 1e-6
 MOST_CURVES, MOST_PANELS = 8, 6
@@ -55,7 +55,7 @@ def figures(runs: Sequence[Drawn]) -> dict[str, tuple[Figure, str]]:
     """Draw what there is to draw; return file name -> figure and caption. Close the figures."""
     drawn = {
         "accuracy_over_macs": (
-            accuracy_over_macs(
+            accuracy_over_cost(
                 [(run.method, run.macs, run.accuracy) for run in runs],
                 "validation",
                 beside=[(run.method, run.macs, run.test_accuracy) for run in runs],

@@ -1,0 +1,1 @@
+"""A search by Optuna that any number of processes work on."""

@@ -11,7 +11,7 @@ from typing import Any
 from chanprune.components import vouch
 from chanprune.config import cli
 from chanprune.config.arguments import as_lists
-from chanprune.config.schema import check_benchmark
+from chanprune.config.finished import check_benchmark
 from chanprune.records.run_dir import BENCHMARK, BENCHMARK_PICTURE, refuse_unwritable
 
 LISTS = ("against", "batch", "threads")

@@ -12,8 +12,9 @@ from tabulate import tabulate
 from chanprune.components import vouch
 from chanprune.config import cli
 from chanprune.config.arguments import as_lists
+from chanprune.config.finished import check_evaluate
 from chanprune.config.recorded import checked_config
-from chanprune.config.schema import check_evaluate, refuse_missing_data
+from chanprune.config.schema import refuse_missing_data
 from chanprune.processes.errors import UserError
 from chanprune.records.run_dir import located
 

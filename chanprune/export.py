@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from chanprune.components import vouch
 from chanprune.config import cli
+from chanprune.config.finished import check_export
 from chanprune.config.recorded import checked_config
-from chanprune.config.schema import check_export
 from chanprune.processes.errors import UserError
 from chanprune.records.run_dir import located, refuse_unwritable
 from chanprune.records.schemas import read_summary

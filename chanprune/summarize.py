@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from chanprune.config import cli
-from chanprune.config.schema import check_format, validate, vouch_for_code
+from chanprune.config.finished import check_format
+from chanprune.config.schema import validate, vouch_for_code
 
 if TYPE_CHECKING:
     from chanprune.channels import ChannelGraph, Counts

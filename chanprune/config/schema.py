@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator
 
 from chanprune import components
 from chanprune.components import (
@@ -33,7 +33,6 @@ from chanprune.components import (
 from chanprune.config.checks import Section, check
 from chanprune.config.chosen import check_demands, chosen_component, section_of
 from chanprune.processes.errors import UserError
-from chanprune.processes.texts import did_you_mean
 
 SUFFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 TARGETS = ("target_macs", "target_params", "target_memory", "target_latency_ms")
@@ -176,64 +175,6 @@ class _Scalars(Section):
     control_of: FilePath | None
 
 
-class _Format(Section):
-    format: Literal["table", "json"]
-
-
-class DataNow(Section):
-    """dataset.* of evaluate and export: where a run's data is now."""
-
-    root: FilePath | None
-
-
-class Evaluation(_Format):
-    """evaluate: which run, where, and how to print it."""
-
-    run: FilePath
-    components: Text | None
-    fidelity: Annotated[list[PartOrAll], Field(min_length=1)]
-    target: Text | None
-    device: Literal["auto", "cpu", "cuda"]
-
-
-AGAINST = (*("dense", "masked", "contiguous", "compiled", "onnx", "dense_compiled", "dense_onnx"),)
-
-
-def _ways(names: list[str]) -> list[str]:
-    for name in names:
-        if name not in AGAINST:
-            hint = did_you_mean(name, AGAINST)
-            raise ValueError(f"must be a list of {', '.join(AGAINST)}{hint}")
-    return names
-
-
-class Benchmark(_Format):
-    """benchmark: which network, beside what, and how."""
-
-    run: FilePath
-    against: Annotated[list[str], AfterValidator(_ways)]
-    batch: Annotated[list[Count], Field(min_length=1)]
-    threads: Annotated[list[Count], Field(min_length=1)] | None
-    seconds: Positive
-    target: Text | None
-    components: Text | None
-    device: Literal["auto", "cpu", "cuda"]
-
-
-class Export(Section):
-    """export: which run, as which format, and where the file goes."""
-
-    run: FilePath
-    format: Literal["onnx", "torch_export", "torchscript"]
-    out: FilePath | None
-    fidelity: PartOrAll
-    opset: Count | None
-    preprocess: bool
-    precision: Literal["fp32", "fp16", "int8"]
-    components: Text | None
-    target: Text | None
-
-
 SECTIONS: dict[str, type[Section] | None] = {
     "run": RunSection,
     "cache": CacheSection,
@@ -287,43 +228,6 @@ def vouch_for_code(config: Mapping[str, Any]) -> None:
     model = config["model"]
     if isinstance(model, Mapping) and model.get("target") is not None:
         components.vouch(str(model["target"]))
-
-
-def check_evaluate(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the options of `evaluate`, as `validate` does."""
-    return _check_with_data(Evaluation, values)
-
-
-def check_export(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the options of `export`, as `validate` does."""
-    return _check_with_data(Export, values)
-
-
-def _check_with_data(kind: type[Section], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check options beside which dataset.root may stand."""
-    options = {key: value for key, value in values.items() if key != "dataset"}
-    dataset = values.get("dataset")
-    if not isinstance(dataset, Mapping):
-        raise not_a_section("dataset", dataset)
-    checked = check(kind, options, "", [*kind.model_fields, "dataset"])
-    components.use(checked["components"])
-    return {
-        **checked,
-        "dataset": check(DataNow, dataset, "dataset.", list(DataNow.model_fields)),
-    }
-
-
-def check_benchmark(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the options of `benchmark`, as `validate` does."""
-    checked = check(Benchmark, values, "", list(Benchmark.model_fields))
-    components.use(checked["components"])
-    return checked
-
-
-def check_format(value: Any) -> str:
-    """Check the output format, "table" or "json"; raises as `validate` does."""
-    form: str = check(_Format, {"format": value}, "", ["format"])["format"]
-    return form
 
 
 def _check_together(config: Mapping[str, Any], chosen: Mapping[str, Component]) -> None:

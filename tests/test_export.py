@@ -158,6 +158,30 @@ def test_smaller_numbers_leave_the_answers(finished, precision, kind, preprocess
     assert (answers == answers_of(model, model.preprocess(pixels)).argmax(1)).double().mean() > 0.8
 
 
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return {"out": self.conv(x).mean((2, 3))}
+
+
+def test_networks_that_put_out_no_tensor_or_mix_images_are_refused(tmp_path):
+    mixing = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+    )
+    images = random_images(SMALL_SHAPE, "a test")
+    for model, reason in ((Both(), "puts out dict"), (mixing, "depends on the others")):
+        subject = Subject(model.eval(), SMALL_SHAPE, None, (), count(model, SMALL_SHAPE))
+        with pytest.raises(UserError, match=reason):
+            export(subject, images, tmp_path / "x.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_eight_bits_need_images(tmp_path):
     subject = subject_of(randomise(SMALL["residual"](), 0), SMALL_SHAPE)
     images = random_images(SMALL_SHAPE, "a test")

@@ -12,6 +12,7 @@ from torch import nn
 
 from chanprune.channels import Offer, Plan, trace
 from chanprune.channels.shrunk import shrunk
+from chanprune.config.schema import _milliseconds
 from chanprune.criteria import CRITERIA, Subject
 from chanprune.latency import Terms, Trial, in_steps, meet
 from chanprune.latency.choice import between, most_worth
@@ -315,6 +316,13 @@ def test_a_time_that_is_met_already_takes_nothing(network):
     certificate = meet(trial)
     assert certificate.widths == {g.name: g.size for g in groups}
     assert "nothing has to go" in certificate.line()
+    assert 0 < certificate.quartiles[0] <= certificate.measured <= certificate.quartiles[1]
+
+
+def test_a_share_may_have_a_space():
+    assert _milliseconds(" 50 %") == "50%"
+    with pytest.raises(ValueError, match="below 100%"):
+        Terms("100%", "eager", 1, 1)
 
 
 PRUNE = ("model=vgg11", "model.width=0.5", "dataset.image_size=32", "dataset.num_classes=10")
@@ -376,6 +384,8 @@ WRONG = {
     "prune.target_latency_ms=150%": "milliseconds > 0",
     "prune.target_latency_ms=0%": "milliseconds > 0",
     "prune.target_latency_ms=5ms": "milliseconds > 0",
+    "prune.target_latency_ms=100%": "below 100%",
+    "prune.target_latency_ms=5 prune.latency.threads=9999": "threads=9999: this machine has",
     "prune.target_latency_ms=5 prune.target_macs=0.5": "give one of them",
     "prune.target_latency_ms=5 prune.rule=prefix": "goes with prune.rule=ratio",
     "prune.target_latency_ms=5 prune.latency.runtime=tpu": "eager, compiled, ort",

@@ -18,7 +18,7 @@ from chanprune.channels import count
 from chanprune.formats.exporting import needed
 from chanprune.processes.errors import UserError
 from chanprune.runtimes import interleaved, threads_of
-from chanprune.runtimes.machine import machine
+from chanprune.runtimes.machine import cores, machine
 
 FORMAT = 1
 Values = dict[str, Any]
@@ -58,6 +58,8 @@ def measure(asked: Asked, device: torch.device) -> Values:
     Raises:
         UserError: There is no such network, or a runtime is missing.
     """
+    if max(asked.threads) > cores():
+        raise UserError(f"threads={max(asked.threads)}: this machine has {cores()} cores")
     names = [name for name in VARIANTS if name in {*asked.variants, "compact"}]
     if any(VARIANTS[name].runtime == "ort" for name in names):
         needed("onnxruntime", "against=onnx")

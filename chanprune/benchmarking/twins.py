@@ -90,4 +90,9 @@ def _is_same(masked: nn.Module, compact: nn.Module, shape: tuple[int, int, int])
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(IMAGES, *shape, dtype=torch.float64, generator=generator)
     wide, small = (copied(model, dtype=torch.float64)(images) for model in (masked, compact))
+    if not isinstance(small, torch.Tensor):
+        kind = type(small).__name__
+        raise UserError(
+            f"this network puts out {kind}; benchmark takes those that put out a tensor"
+        )
     return bool((wide - small).abs().max() <= SAME * small.abs().max().clamp(min=1))

@@ -71,13 +71,13 @@ Amount = Annotated[float, BeforeValidator(_amount), Gt(0)]
 
 def _milliseconds(value: Any) -> Any:
     """Read 5 as milliseconds, and 50% as a share."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,2}(\.[0-9]+)?%", value.strip()):
-        value = value.strip()
-        if float(value[:-1]) > 0:
-            return value
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,2}(\.[0-9]+)? ?%", value.strip()):
+        share = value.strip().removesuffix("%").strip()
+        if float(share) > 0:
+            return f"{share}%"
     elif isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
         return float(value)
-    raise ValueError("must be milliseconds > 0, as 5, or a share of the whole network's, as 50%")
+    raise ValueError("must be milliseconds > 0, as 5, or a share of the whole's below 100%, as 50%")
 
 
 Milliseconds = Annotated[float | str, BeforeValidator(_milliseconds)]

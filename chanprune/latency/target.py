@@ -90,12 +90,14 @@ def meet(trial: Trial) -> Certificate:
         UserError: What the runtime needs is not installed.
     """
     with threads_of(trial.terms.threads):
-        whole = trial.seconds()
+        timing = trial.seconds()
+        whole = timing.median
         limit = trial.terms.limit(whole)
         about = trial.terms, machine(trial.device), 1000 * whole, 1000 * limit
         if whole <= limit:
             widths = {name: int(offer.widths[-1]) for name, offer in trial.offers.items()}
-            return Certificate(*about, 1000 * whole, 1000 * whole, (0.0, 0.0), (), widths)
+            took = timing.times(1000)
+            return Certificate(*about, took.median, took.median, (took.low, took.high), (), widths)
         offers = list(trial.offers.values())
         narrowest = _refuse_if_slow(trial, offers, whole, limit)
         estimate = _fitted(trial, offers, whole, narrowest.median)
@@ -118,7 +120,7 @@ def meet(trial: Trial) -> Certificate:
 def refuse_out_of_reach(trial: Trial) -> None:
     """Refuse a time that not even the narrowest network meets; raises as `meet` does."""
     with threads_of(trial.terms.threads):
-        whole = trial.seconds()
+        whole = trial.seconds().median
         limit = trial.terms.limit(whole)
         if whole > limit:
             _refuse_if_slow(trial, list(trial.offers.values()), whole, limit)
@@ -231,7 +233,7 @@ def _refuse_if_slow(trial: Trial, offers: list[Offer], whole: float, limit: floa
     small = shrunk(copied(trial.model).eval(), trial.graph.cut(Plan(kept))).eval()
     raise ValueError(
         f"{_asked(trial.terms)} cannot be met: with all that may go, the network takes "
-        f"{1000 * took.median:.3g} ms of {1000 * whole:.3g}; most of it in "
+        f"{1000 * took.median:.3g} ms of {1000 * whole:.3g}; slowest: "
         f"{first_of(slowest(small, trial.images))}; let more go (prune.min_share, "
         "prune.min_channels, prune.coupled=together, prune.keep), or allow more"
     )

@@ -17,6 +17,7 @@ from chanprune.channels.shrunk import shrunk
 from chanprune.latency.choice import Floats
 from chanprune.latency.tables import is_step
 from chanprune.runtimes import RUNTIMES, Call, Runtime, Timing, interleaved, prepared
+from chanprune.runtimes.machine import cores
 
 SECONDS = 1.0  # for a measurement
 Kept = Callable[[Mapping[str, int]], dict[str, list[int]]]
@@ -40,16 +41,17 @@ class Terms:
 
     def __post_init__(self) -> None:
         """Refuse what is no time, runtime or number; raises ValueError."""
-        share = str(self.asked).partition("%")[0] if isinstance(self.asked, str) else "1"
         try:
-            amount = float(share if isinstance(self.asked, str) else self.asked)
-        except (TypeError, ValueError):
+            amount = float(str(self.asked).removesuffix("%"))
+        except ValueError:
             amount = math.nan
         if not 0 < amount < (100 if isinstance(self.asked, str) else math.inf):
             raise ValueError(
                 f"target_latency_ms={self.asked!r}: must be milliseconds > 0, as 5, or a share of "
-                'the whole network\'s, as "50%"'
+                'the whole network\'s below 100%, as "50%"'
             )
+        if self.threads > cores():
+            raise ValueError(f"threads={self.threads}: this machine has {cores()} cores")
         if self.runtime not in RUNTIMES or self.batch < 1 or self.threads < 1:
             raise ValueError(
                 f"runtime={self.runtime!r} must be one of {', '.join(RUNTIMES)}; "
@@ -124,9 +126,9 @@ class Trial:
         timings = interleaved(calls, times * SECONDS, self.device)
         return timings["small"].times(1 / timings["whole"].median)
 
-    def seconds(self) -> float:
+    def seconds(self) -> Timing:
         """Return how long the whole network takes."""
-        return interleaved({"whole": self.call(None)}, SECONDS, self.device)["whole"].median
+        return interleaved({"whole": self.call(None)}, SECONDS, self.device)["whole"]
 
 
 def in_steps(offers: Mapping[str, Offer], runtime: Runtime) -> dict[str, Offer]:

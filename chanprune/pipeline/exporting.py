@@ -24,6 +24,7 @@ from chanprune.formats.exporting import needed
 from chanprune.formats.int8 import quantise
 from chanprune.formats.onnx import refuse_opset
 from chanprune.pipeline.agreement import (
+    MOST_ROUNDING,
     Agreement,
     Precision,
     agreement,
@@ -173,6 +174,7 @@ def export(
         UserError: The network cannot be written in this format.
         RunError: The file cannot be written, or computes something else.
     """
+    _refuse_unusual(subject, images)
     try:
         folded = fold(plain_copies(copied(subject.model)), subject.input_shape)
     except UnsupportedNetwork as error:
@@ -198,6 +200,21 @@ def export(
     finally:
         part.unlink(missing_ok=True)
     return Exported(path, num_bytes, len(folded.into), len(folded.left), takes, found)
+
+
+def _refuse_unusual(subject: Subject, images: Images) -> None:
+    """Refuse networks that put out no tensor, or whose answers depend on the batch."""
+    given = _normalised(images.pixels[:4], subject)
+    with torch.inference_mode():
+        beside, alone = subject.model(given), subject.model(given[:1])
+    if not isinstance(beside, Tensor):
+        kind = type(beside).__name__
+        raise UserError(f"this network puts out {kind}; export takes those that put out a tensor")
+    if not agreement(alone, beside[: len(alone)], MOST_ROUNDING).is_fine:
+        raise UserError(
+            "what this network makes of an image depends on the others in its batch, as of norms "
+            "without running statistics; a file would not tell"
+        )
 
 
 def _checked(

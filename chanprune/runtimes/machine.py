@@ -15,14 +15,17 @@ def machine(device: torch.device) -> dict[str, str | int]:
     on_gpu = device.type == "cuda"
     return {
         "processor": torch.cuda.get_device_name(device) if on_gpu else _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
+        "cores": cores(),
         "system": platform.system(),
         "torch": str(torch.__version__),
         "onnxruntime": _version("onnxruntime"),
     }
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 

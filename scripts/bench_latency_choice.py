@@ -87,7 +87,7 @@ def plans(
             small = shrunk(model, graph.cut(Plan(kept))).eval()
             call = prepared(options.runtime, small, images, 1)
             timings = interleaved({"whole": whole, "small": call}, 4.0)
-            return timings["small"].median / timings["whole"].median
+            return timings["small"].per(timings["whole"]).median
 
         by_time = {name: list(kept) for name, kept in timed.kept.items()}
         took = share(by_time)

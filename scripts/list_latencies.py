@@ -118,7 +118,7 @@ def again(run: Path) -> dict[str, float]:
         def share(network: torch.nn.Module) -> float:
             call = prepared(terms["runtime"], network.eval(), images, terms["threads"])
             timings = interleaved({"whole": dense, "small": call}, SECONDS)
-            return timings["small"].median / timings["whole"].median
+            return timings["small"].per(timings["whole"]).median
 
         small = chanprune.load(run)
         got = share(small)

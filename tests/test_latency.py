@@ -22,6 +22,7 @@ from chanprune.latency.tables import Bench, Table, is_step, tables_of
 from chanprune.methods import PruneOptions, select
 from chanprune.models import build
 from chanprune.pipeline.latency import Latency
+from chanprune.runtimes import Timing
 from chanprune.runtimes.ort_layers import profiled
 from tests.commands import call
 from tests.networks import SMALL, SMALL_SHAPE, randomise
@@ -410,3 +411,11 @@ def test_summarize_measures_nothing(tmp_path):
     done = call("chanprune.summarize", "prune.target_latency_ms=5", cwd=tmp_path)
     assert done.returncode == 2
     assert "summarize does not" in done.stderr
+
+
+def test_a_timing_in_units_of_another_is_taken_round_by_round():
+    slow_rounds = np.array([1.0, 1, 5, 5, 1])
+    small, whole = (Timing(tuple(seconds * slow_rounds)) for seconds in (2.0, 4.0))
+    share = small.per(whole)
+    assert (share.low, share.median, share.high, share.rounds) == (0.5, 0.5, 0.5, 5)
+    assert small.times(3).median == 3 * small.median

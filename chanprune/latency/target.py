@@ -38,8 +38,8 @@ class Certificate:
         whole: Milliseconds of the whole network, before anything else was measured.
         limit: Milliseconds that were allowed.
         predicted: Milliseconds of the network that is left, by its layers' times.
-        measured: Its milliseconds: the median, measured in turns with the whole network, as a share
-            of that one's and in its milliseconds.
+        measured: Its milliseconds, measured in turns with the whole network: the median over all
+            rounds of its share of that one's time, times `whole`.
         quartiles: The same of the quartiles.
         tries: Predicted and measured milliseconds of all networks that were tried.
         widths: Channel group -> how many channels it keeps.

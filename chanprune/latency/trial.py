@@ -124,7 +124,7 @@ class Trial:
         """
         calls = {"whole": self.call(None), "small": self.call(widths)}
         timings = interleaved(calls, times * SECONDS, self.device)
-        return timings["small"].times(1 / timings["whole"].median)
+        return timings["small"].per(timings["whole"])
 
     def seconds(self) -> Timing:
         """Return how long the whole network takes."""

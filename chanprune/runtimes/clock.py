@@ -20,26 +20,41 @@ class Timing:
     """How long one call takes.
 
     Attributes:
-        median: Seconds, of all rounds.
-        low: The lower quartile.
-        high: The upper quartile.
-        rounds: How many there were.
+        took: (R,) seconds in each round.
     """
 
-    median: float
-    low: float
-    high: float
-    rounds: int
+    took: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Of all rounds."""
+        return statistics.median(self.took)
+
+    @property
+    def low(self) -> float:
+        """The lower quartile."""
+        return statistics.quantiles(self.took, n=4, method="inclusive")[0]
+
+    @property
+    def high(self) -> float:
+        """The upper quartile."""
+        return statistics.quantiles(self.took, n=4, method="inclusive")[2]
+
+    @property
+    def rounds(self) -> int:
+        """How many there were."""
+        return len(self.took)
 
     def times(self, factor: float) -> Timing:
         """Return the timing in another unit."""
-        return Timing(factor * self.median, factor * self.low, factor * self.high, self.rounds)
+        return Timing(tuple(factor * seconds for seconds in self.took))
 
-    @classmethod
-    def of(cls, seconds: list[float]) -> Timing:
-        """Sum up what the rounds took."""
-        low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
-        return cls(median, low, high, len(seconds))
+    def per(self, other: Timing) -> Timing:
+        """Return it in units of another that was timed in the same rounds, round by round.
+
+        Other work that slows some rounds slows both.
+        """
+        return Timing(tuple(own / unit for own, unit in zip(self.took, other.took, strict=True)))
 
 
 def interleaved(
@@ -63,7 +78,7 @@ def interleaved(
                 calls[name]()  # finds its weights in the cache, as in a program of its own
                 took[name].append(timed(calls[name], repeats[name], device))
             order.reverse()
-    return {name: Timing.of(rounds) for name, rounds in took.items()}
+    return {name: Timing(tuple(rounds)) for name, rounds in took.items()}
 
 
 def _warm(call: Call, device: torch.device | None) -> int:

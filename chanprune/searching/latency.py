@@ -95,8 +95,8 @@ def shares(runs: Sequence[Path], terms: Terms) -> list[Timing]:
         for number, stand in enumerate(stands):
             calls[f"{number}"] = stand.call(small, images, terms.threads)
         timed = _steadiest(calls, device)
-    unit = timed.pop("").median
-    return [Timing(t.median / unit, t.low / unit, t.high / unit, t.rounds) for t in timed.values()]
+    unit = timed.pop("")
+    return [timing.per(unit) for timing in timed.values()]
 
 
 def _steadiest(calls: Mapping[str, Call], device: torch.device) -> dict[str, Timing]:

@@ -18,7 +18,7 @@ from chanprune.benchmarking.twins import Twins
 from chanprune.benchmarking.variants import VARIANTS, Stand
 from chanprune.channels import copied, count
 from chanprune.channels.gathered import read
-from chanprune.config.schema import AGAINST
+from chanprune.config.finished import AGAINST
 from chanprune.models import build
 from tests.commands import TINY, call, call_afresh, train
 from tests.networks import but_slow

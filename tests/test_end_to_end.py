@@ -147,6 +147,6 @@ def test_the_model_is_exported_to_onnx(model, tmp_path):
 
 
 def test_the_command_exports_the_model_and_checks_it_on_real_images(product, tmp_path):
-    asked = call("chanprune.export", f"run={product}", "format=onnx", "out=x", cwd=tmp_path)
+    asked = call("chanprune.export", f"run={product}", "format=onnx", "out=x.onnx", cwd=tmp_path)
     assert (asked.returncode, asked.stderr) == (0, ""), asked.stderr
-    assert "test images of" in asked.stdout and (tmp_path / "x").exists()
+    assert "test images of" in asked.stdout and (tmp_path / "x.onnx").exists()

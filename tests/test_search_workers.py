@@ -43,9 +43,12 @@ def work(folder, space, trials, dies_in, storage):
         ratio, run = composed["prune"]["ratio"], folder / "runs" / f"{composed['prune']['ratio']}"
         run.mkdir(parents=True, exist_ok=True)
         if calls == dies_in:
+            (folder / "dying").touch()
             while len((folder / "log").read_text().splitlines()) < trials - 1:
                 time.sleep(0.05)  # until all others wait for this one
             os.kill(os.getpid(), signal.SIGKILL)
+        while calls == 2 and (folder / "doomed").exists() and not (folder / "dying").exists():
+            time.sleep(0.01)  # else slow starters find nothing left to die in
         if not (run / "summary.json").exists():
             with (folder / "log").open("a", encoding="utf-8") as log:
                 log.write(f"{os.getpid()} {ratio}\n")
@@ -63,6 +66,8 @@ def work(folder, space, trials, dies_in, storage):
 def worked(folder, deaths, space=SPACE, trials=10, storage=None):
     """Let processes search, of which some die in their trial of a number; return what they did."""
     folder.mkdir()
+    if any(deaths):
+        (folder / "doomed").touch()
     processes = [
         _fork.Process(target=work, args=(folder, space, trials, dies_in, storage))
         for dies_in in deaths

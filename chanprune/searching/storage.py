@@ -104,7 +104,7 @@ def _storage(folder: Path, database: str | None) -> Any:
 
 def mend(path: Path) -> None:
     """Remove the end of a file behind its last line, if there is one."""
-    with path.open("rb+") as file:
+    with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         whole = size
         while whole:
@@ -112,5 +112,5 @@ def mend(path: Path) -> None:
             if file.read(1) == b"\n":
                 break
             whole -= 1
-        if whole < size:
-            file.truncate(whole)
+    if whole < size:
+        os.truncate(path, whole)

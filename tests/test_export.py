@@ -48,8 +48,7 @@ RUNS = {
     },
 }
 UNUSUAL = ("lgc", "selectconv", "selectconv-post")
-DEEPEST = ("vgg19", "resnet56", "preresnet29", "resnext29", "preresnext29", "densenet100", "c2f")
-DEEPEST += ("condensenet74",)
+DEEPEST = ("vgg19", "resnet56", "preresnet29", "resnext29", "densenet40", "c2f")
 
 
 def folder_of(name, path):

@@ -140,8 +140,8 @@ def test_a_kill_at_some_file_operations_costs_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_kill_at_any_file_operation_costs_nothing(name, tmp_path):
-    """Every fourth state of one method; of each other every 24th, and of the next one the next."""
-    places = slice(list(METHODS).index(name), None, 4 if name == "slimming" else 24)
+    """Every eighth state of one method; of each other every 48th, and of the next one the next."""
+    places = slice(list(METHODS).index(name), None, 8 if name == "slimming" else 48)
     number, _ = kill_everywhere(of_run(name), tmp_path, places)
     assert number > 50
 
@@ -184,7 +184,7 @@ COMMANDS = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_kill_of_any_command_costs_nothing(name, tmp_path):
     arguments, prepare = COMMANDS[name]
-    kill_everywhere(arguments, tmp_path, slice(0, None, 8), prepare)
+    kill_everywhere(arguments, tmp_path, slice(0, None, 16), prepare)
 
 
 def assert_all_trials_done(folder, whole):
@@ -198,7 +198,7 @@ def assert_all_trials_done(folder, whole):
 def test_a_kill_of_a_search_costs_nothing(tmp_path):
     varies = ["--dir", "search", "--trials", "2", "prune.ratio=0.3,0.5"]
     arguments = ["chanprune.search", *varies, *METHODS["slimming"], *SHORT]
-    kill_everywhere(arguments, tmp_path, slice(0, None, 16), compare=assert_all_trials_done)
+    kill_everywhere(arguments, tmp_path, slice(0, None, 32), compare=assert_all_trials_done)
 
 
 def fill_the_disk(arguments, folder, positions):

@@ -48,7 +48,7 @@ def select(images: Tensor, index: Tensor) -> Tensor:
     if pixels is None:
         return torch.index_select(images, 1, index)
     count, _, height, width = images.shape
-    picked = torch.gather(pixels, 1, index.expand(len(pixels), -1))
+    picked = torch.gather(pixels, 1, index.expand(pixels.shape[0], -1))
     return picked.view(count, height, width, -1).permute(0, 3, 1, 2)
 
 

@@ -57,7 +57,8 @@ def write(
         )
         assert program is not None
         got = program.model.opset_imports[""]
-        if batch is None and isinstance(program.model.graph.inputs[0].shape[0], int):
+        shape = program.model.graph.inputs[0].shape
+        if batch is None and shape is not None and isinstance(shape[0], int):
             raise UserError("the number of images is fixed by the network's code")
         if opset not in {None, got}:
             raise UserError(f"opset={opset}: the network was converted to opset {got} at most")

@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -22,7 +23,7 @@ from chanprune.latency.tables import Bench, Table, is_step, tables_of
 from chanprune.methods import PruneOptions, select
 from chanprune.models import build
 from chanprune.pipeline.latency import Latency
-from chanprune.runtimes import Timing
+from chanprune.runtimes import Timing, prepared
 from chanprune.runtimes.ort_layers import profiled
 from tests.commands import call
 from tests.networks import SMALL, SMALL_SHAPE, randomise
@@ -419,3 +420,16 @@ def test_a_timing_in_units_of_another_is_taken_round_by_round():
     share = small.per(whole)
     assert (share.low, share.median, share.high, share.rounds) == (0.5, 0.5, 0.5, 5)
     assert small.times(3).median == 3 * small.median
+
+
+@pytest.mark.slow
+def test_every_network_of_a_class_is_compiled():
+    counted = torch._dynamo.utils.counters["stats"]
+    torch.compiler.reset()
+    before = counted["unique_graphs"]
+    for width in range(4, 14):
+        network = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU()).eval()
+        call = prepared("compiled", network, torch.randn(1, 3, 8, 8), 1)
+        with torch.inference_mode():
+            call()
+    assert counted["unique_graphs"] - before == 10

@@ -100,14 +100,11 @@ class Stand:
             return partial(onnx.opened(self.file(variant), threads), images)
         if variant.layout is torch.contiguous_format:
             return partial(network, images)
-        call = prepared(variant.runtime, network, images, threads)
         try:
-            with torch.inference_mode():
-                call()
+            return prepared(variant.runtime, network, images, threads)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = next(iter(f"{error}".strip().splitlines()), "")
             raise UserError(f"against={name}: PyTorch cannot compile it: {reason}") from error
-        return call
 
     def file(self, variant: Variant) -> Path:
         """Write a variant's network as it is shipped, once; raises UserError as `call` does."""

@@ -13,6 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from chanprune.channels.refusals import first_line
 from chanprune.processes.errors import UserError
 
 EXAMPLES = 2  # one image would fix the batch size
@@ -82,11 +83,6 @@ def running(module: Callable[[Tensor], Tensor], threads: int | None) -> Callable
             return module(images)
 
     return run
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says in its first line, or else its name."""
-    return next(iter(f"{error}".strip().splitlines()), type(error).__name__)
 
 
 def needed(name: str, purpose: str) -> ModuleType:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from chanprune.channels.refusals import first_line
 from chanprune.files.writing import replace
-from chanprune.formats.exporting import EXAMPLES, example, exporting, first_line, needed
+from chanprune.formats.exporting import EXAMPLES, example, exporting, needed
 from chanprune.processes.errors import UserError
 
 SUFFIX = ".onnx"

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from chanprune.channels.refusals import first_line
 from chanprune.files.writing import replace
-from chanprune.formats.exporting import example, exporting, first_line, running, silently
+from chanprune.formats.exporting import example, exporting, running, silently
 from chanprune.processes.errors import UserError
 
 SUFFIX = ".pt"

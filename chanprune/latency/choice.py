@@ -49,10 +49,10 @@ def most_worth(offers: Sequence[Offer], clock: Clock, limit: float) -> Ints | No
         (G,) the places of the widths; None if the narrowest network takes longer.
     """
     narrowest = np.zeros(len(offers), dtype=np.int64)
-    if clock.seconds(_widths(offers, narrowest)) > limit:
+    if clock.seconds(widths_of(offers, narrowest)) > limit:
         return None
     best, most = narrowest, _worth(offers, narrowest)
-    for start in (_whole(offers), _even(offers, clock, limit)):
+    for start in (whole_of(offers), _even(offers, clock, limit)):
         found = _bisect(offers, clock, limit, start)
         found = _filled(offers, clock, limit, narrowest if found is None else found)
         if _worth(offers, found) > most:
@@ -65,7 +65,7 @@ def between(offers: Sequence[Offer], clock: Clock, low: Ints, high: Ints) -> lis
 
     The groups change in the order of what they are worth for their time; both ends are among them.
     """
-    widths = _widths(offers, low)
+    widths = widths_of(offers, low)
     rates = []
     for group in np.flatnonzero(low != high).tolist():
         offer = offers[group]
@@ -82,10 +82,10 @@ def between(offers: Sequence[Offer], clock: Clock, low: Ints, high: Ints) -> lis
 def _bisect(offers: Sequence[Offer], clock: Clock, limit: float, start: Ints) -> Ints | None:
     """Find the lowest price whose network is within the limit; None if none is."""
     high = 1.0
-    seconds = max(clock.seconds(_widths(offers, start)), 1e-9)
+    seconds = max(clock.seconds(widths_of(offers, start)), 1e-9)
     scale = max(_worth(offers, start), 1e-30) / seconds
     chosen = _at_price(offers, clock, scale * high, start)
-    while clock.seconds(_widths(offers, chosen)) > limit:
+    while clock.seconds(widths_of(offers, chosen)) > limit:
         high *= 4
         if high > 1e9:
             return None
@@ -94,7 +94,7 @@ def _bisect(offers: Sequence[Offer], clock: Clock, limit: float, start: Ints) ->
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         chosen = _at_price(offers, clock, scale * middle, start)
-        if clock.seconds(_widths(offers, chosen)) <= limit:
+        if clock.seconds(widths_of(offers, chosen)) <= limit:
             high = middle
             if _worth(offers, chosen) > _worth(offers, best):
                 best = chosen
@@ -106,7 +106,7 @@ def _bisect(offers: Sequence[Offer], clock: Clock, limit: float, start: Ints) ->
 def _at_price(offers: Sequence[Offer], clock: Clock, price: float, start: Ints) -> Ints:
     """Let every group in turn take the width that is worth most less what its time costs."""
     chosen = start.copy()
-    widths = _widths(offers, chosen)
+    widths = widths_of(offers, chosen)
     for _ in range(SWEEPS):
         before = chosen.copy()
         for group, offer in enumerate(offers):
@@ -120,7 +120,7 @@ def _at_price(offers: Sequence[Offer], clock: Clock, price: float, start: Ints) 
 
 def _filled(offers: Sequence[Offer], clock: Clock, limit: float, chosen: Ints) -> Ints:
     """Widen groups, the best use of time first, as long as the limit allows it."""
-    chosen, widths = chosen.copy(), _widths(offers, chosen)
+    chosen, widths = chosen.copy(), widths_of(offers, chosen)
     left = limit - clock.seconds(widths)
     while True:
         best, place, most = -1, -1, 0.0
@@ -142,7 +142,14 @@ def _filled(offers: Sequence[Offer], clock: Clock, limit: float, chosen: Ints) -
         chosen[best], widths, left = place, tried, limit - seconds
 
 
-def _whole(offers: Sequence[Offer]) -> Ints:
+def at_share(offers: Sequence[Offer], share: float) -> Ints:
+    """Return the places (G,) of the widest widths up to a share of the whole ones."""
+    below = (np.searchsorted(o.widths, share * o.widths[-1], "right") - 1 for o in offers)
+    return np.array([max(0, int(place)) for place in below], dtype=np.int64)
+
+
+def whole_of(offers: Sequence[Offer]) -> Ints:
+    """Return the places (G,) of the whole widths."""
     return np.array([len(offer.widths) - 1 for offer in offers], dtype=np.int64)
 
 
@@ -150,19 +157,15 @@ def _even(offers: Sequence[Offer], clock: Clock, limit: float) -> Ints:
     """Return the widest network within the limit whose groups keep the same share."""
     chosen = np.zeros(len(offers), dtype=np.int64)
     for share in np.linspace(0.05, 1, 20):
-        wider = np.array(
-            [
-                max(0, int(np.searchsorted(offer.widths, share * offer.widths[-1], "right")) - 1)
-                for offer in offers
-            ]
-        )
-        if clock.seconds(_widths(offers, wider)) > limit:
+        wider = at_share(offers, share)
+        if clock.seconds(widths_of(offers, wider)) > limit:
             break
         chosen = wider
     return chosen
 
 
-def _widths(offers: Sequence[Offer], chosen: Ints) -> Floats:
+def widths_of(offers: Sequence[Offer], chosen: Ints) -> Floats:
+    """Return the widths (G,) at some places."""
     return np.array([offer.widths[place] for offer, place in zip(offers, chosen, strict=True)])
 
 

@@ -140,6 +140,7 @@ def tables_of(layers: Sequence[TimedLayer], bench: Bench) -> list[Table]:
     about = {**machine(bench.device), "runtime": runtime, "threads": bench.threads}
     path = bench.folder / f"{digest(about, 16)}.json" if bench.folder else None
     known = _known(path)
+    before = len(known)
     grids = [_grids(layer, runtime) for layer in layers]
     for point in range(4 * MOST):
         fresh: dict[str, Called] = {}
@@ -150,7 +151,7 @@ def tables_of(layers: Sequence[TimedLayer], bench: Bench) -> list[Table]:
                 fresh[key] = _called(layer, reads, writes, bench.device)
         if fresh:
             known |= zip(fresh, _timed(list(fresh.values()), runtime, bench), strict=True)
-    if path and known.keys() - _known(path).keys():
+    if path and len(known) > before:
         write_json(path, {"about": about, "seconds": known})
     return [_table(layer, grid, known) for layer, grid in zip(layers, grids, strict=True)]
 

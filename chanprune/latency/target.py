@@ -8,11 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from chanprune.channels import Offer, Plan
+from chanprune.channels import Offer
 from chanprune.channels.modes import copied
 from chanprune.channels.selection import first_of
-from chanprune.channels.shrunk import shrunk
-from chanprune.latency.choice import Floats, Ints, between, most_worth
+from chanprune.latency.choice import (
+    Floats,
+    Ints,
+    at_share,
+    between,
+    most_worth,
+    whole_of,
+    widths_of,
+)
 from chanprune.latency.estimate import Estimate
 from chanprune.latency.layers import workload
 from chanprune.latency.slowest import slowest
@@ -102,7 +109,7 @@ def meet(trial: Trial) -> Certificate:
         narrowest = _refuse_if_slow(trial, offers, whole, limit)
         estimate = _fitted(trial, offers, whole, narrowest.median)
         places = _narrowest(offers)
-        ends = _widths(offers, places)
+        ends = widths_of(offers, places)
         first = _Try(places, ends, estimate.seconds(ends), narrowest)
         search = _Search(trial, offers, estimate, whole, limit, [first])
         best = search.run()
@@ -172,7 +179,7 @@ class _Search:
     def _between_two(self) -> None:
         slow = [one for one in self.tries if one.seconds.median > self.limit]
         low = max(self._quick(), key=lambda one: one.seconds.median).chosen
-        high = _whole(self.offers)
+        high = whole_of(self.offers)
         if slow:
             high = min(slow, key=lambda one: one.seconds.median).chosen
         for _ in range(HALVINGS):
@@ -183,10 +190,11 @@ class _Search:
             low, high = (middle, high) if self._measure(middle) <= self.limit else (low, middle)
 
     def _measure(self, chosen: Ints) -> float:
-        widths = _widths(self.offers, chosen)
-        seconds = self.trial.share(widths).times(self.whole)
+        widths = widths_of(self.offers, chosen)
+        call = self.trial.call(widths)
+        seconds = self.trial.share(call).times(self.whole)
         if NEAR[0] * self.limit <= seconds.median <= NEAR[1] * self.limit:
-            seconds = self.trial.share(widths, times=3).times(self.whole)
+            seconds = self.trial.share(call, times=3).times(self.whole)
         self.tries.append(_Try(chosen, widths, self.estimate.seconds(widths), seconds))
         return seconds.median
 
@@ -201,46 +209,33 @@ def _narrowest(offers: list[Offer]) -> Ints:
     return np.zeros(len(offers), dtype=np.int64)
 
 
-def _whole(offers: list[Offer]) -> Ints:
-    return np.array([len(offer.widths) - 1 for offer in offers], dtype=np.int64)
-
-
 def _fitted(trial: Trial, offers: list[Offer], whole: float, narrowest: float) -> Estimate:
     """Time the layers, and fit the estimate to the whole network, narrower ones, the narrowest."""
     terms = trial.terms
     work = workload(copied(trial.model).eval(), trial.graph, list(trial.offers), trial.images)
     bench = Bench(terms.runtime, terms.threads, trial.device, trial.folder)
     estimate = Estimate(work, tables_of(work.layers, bench))
-    ends = _widths(offers, _whole(offers)), _widths(offers, _narrowest(offers))
+    ends = widths_of(offers, whole_of(offers)), widths_of(offers, _narrowest(offers))
     timed = list(zip(ends, (whole, narrowest), strict=True))
     for share in SHARES:
-        chosen = [
-            max(0, int(np.searchsorted(offer.widths, share * offer.widths[-1], "right")) - 1)
-            for offer in offers
-        ]
-        widths = _widths(offers, np.array(chosen))
-        timed.append((widths, whole * trial.share(widths).median))
+        widths = widths_of(offers, at_share(offers, share))
+        timed.append((widths, whole * trial.share(trial.call(widths)).median))
     return estimate.fitted(timed)
 
 
 def _refuse_if_slow(trial: Trial, offers: list[Offer], whole: float, limit: float) -> Timing:
     """Return the time of the narrowest network; raises ValueError if that is too long."""
-    narrowest = _widths(offers, _narrowest(offers))
-    took = trial.share(narrowest).times(whole)
+    narrowest = widths_of(offers, _narrowest(offers))
+    took = trial.share(trial.call(narrowest)).times(whole)
     if took.median <= limit:
         return took
-    kept = trial.kept({n: int(w) for n, w in zip(trial.offers, narrowest, strict=True)})
-    small = shrunk(copied(trial.model).eval(), trial.graph.cut(Plan(kept))).eval()
+    layers = first_of(slowest(trial.narrowed(narrowest), trial.images))
     raise ValueError(
         f"{_asked(trial.terms)} cannot be met: with all that may go, the network takes "
         f"{1000 * took.median:.3g} ms of {1000 * whole:.3g}; slowest: "
-        f"{first_of(slowest(small, trial.images))}; let more go (prune.min_share, "
+        f"{layers}; let more go (prune.min_share, "
         "prune.min_channels, prune.coupled=together, prune.keep), or allow more"
     )
-
-
-def _widths(offers: list[Offer], chosen: Ints) -> Floats:
-    return np.array([offer.widths[place] for offer, place in zip(offers, chosen, strict=True)])
 
 
 def _asked(terms: Terms) -> str:

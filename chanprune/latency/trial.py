@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -86,7 +86,6 @@ class Trial:
     offers: Mapping[str, Offer]
     kept: Kept
     folder: Path | None = None
-    _whole: dict[str, Call] = field(default_factory=dict)
 
     @cached_property
     def images(self) -> Tensor:
@@ -98,37 +97,37 @@ class Trial:
         """Where the network computes."""
         return next(self.model.parameters()).device
 
-    def call(self, widths: Floats | None) -> Call:
-        """Return what runs the network with these widths (G,); None: the whole one."""
-        if widths is None and "" in self._whole:
-            return self._whole[""]
-        whole = copied(self.model).eval()
-        names = list(self.offers)
-        if widths is None:
-            small = whole
-        else:
-            asked = {name: int(width) for name, width in zip(names, widths, strict=True)}
-            small = shrunk(whole, self.graph.cut(Plan(self.kept(asked)))).eval()
-        small.to(memory_format=torch.channels_last)
-        call = prepared(self.terms.runtime, small, self.images, self.terms.threads)
-        if widths is None:
-            self._whole[""] = call
-        return call
+    @cached_property
+    def whole(self) -> Call:
+        """What runs the whole network."""
+        return self._prepared(copied(self.model).eval())
 
-    def share(self, widths: Floats, times: int = 1) -> Timing:
+    def narrowed(self, widths: Floats) -> nn.Module:
+        """Return the network with these widths (G,)."""
+        asked = {name: int(width) for name, width in zip(self.offers, widths, strict=True)}
+        return shrunk(copied(self.model).eval(), self.graph.cut(Plan(self.kept(asked)))).eval()
+
+    def call(self, widths: Floats) -> Call:
+        """Return what runs the network with these widths (G,)."""
+        return self._prepared(self.narrowed(widths))
+
+    def _prepared(self, model: nn.Module) -> Call:
+        return prepared(self.terms.runtime, model, self.images, self.terms.threads)
+
+    def share(self, call: Call, times: int = 1) -> Timing:
         """Time a network in turns with the whole one, in whole networks.
 
         Args:
-            widths: (G,) of its groups.
+            call: What runs it.
             times: How many times as long as usual.
         """
-        calls = {"whole": self.call(None), "small": self.call(widths)}
+        calls = {"whole": self.whole, "small": call}
         timings = interleaved(calls, times * SECONDS, self.device)
         return timings["small"].per(timings["whole"])
 
     def seconds(self) -> Timing:
         """Return how long the whole network takes."""
-        return interleaved({"whole": self.call(None)}, SECONDS, self.device)["whole"]
+        return interleaved({"whole": self.whole}, SECONDS, self.device)["whole"]
 
 
 def in_steps(offers: Mapping[str, Offer], runtime: Runtime) -> dict[str, Offer]:

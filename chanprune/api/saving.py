@@ -16,6 +16,7 @@ from chanprune.api.origin import Origin, note_origin, origin_of
 from chanprune.api.pruning import unwrapped
 from chanprune.api.shapes import as_example, as_json
 from chanprune.channels import Counts, Plan, count
+from chanprune.channels.refusals import first_line
 from chanprune.channels.shrunk import put_tensor
 from chanprune.components import factory_of, vouch
 from chanprune.files.digest import file_digest
@@ -133,7 +134,7 @@ def load(
     except UserError:
         raise
     except Exception as error:  # what the files say may go wrong anywhere in a network
-        reason = next(iter(f"{error}".strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(
             f"the network in {folder} is damaged, or its code changed: {reason}"
         ) from error
@@ -219,5 +220,5 @@ def _downloaded(address: str) -> Path:
     try:
         return Path(snapshot_download(address.removeprefix(HUB), allow_patterns=patterns))
     except Exception as error:  # the network, the name, the rights
-        reason = next(iter(f"{error}".strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(f"{address} could not be downloaded: {reason}") from error

@@ -73,10 +73,8 @@ def silently() -> Iterator[None]:
         logging.disable(before)
 
 
-def running(module: Callable[[Tensor], Tensor], threads: int | None) -> Callable[[Tensor], Tensor]:
-    """Return what runs a module of PyTorch for inference, in so many threads from now on."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+def running(module: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return what runs a module of PyTorch for inference."""
 
     def run(images: Tensor) -> Tensor:
         with torch.inference_mode():

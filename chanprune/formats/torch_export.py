@@ -50,12 +50,11 @@ def write(
     replace(path, lambda part: part.write_bytes(file.getvalue()))
 
 
-def opened(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]:
+def opened(path: Path) -> Callable[[Tensor], Tensor]:
     """Return what runs a file by PyTorch on the CPU.
 
     Args:
         path: The file.
-        threads: Of PyTorch in this process, from now on; None: as many as it has.
 
     Returns:
         Takes images (N, C, H, W), returns what the network puts out.
@@ -68,7 +67,7 @@ def opened(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]
             module = torch.export.load(io.BytesIO(path.read_bytes())).module()
     except Exception as error:
         raise UserError(f"{path}: torch.export does not take it: {first_line(error)}") from error
-    return running(module, threads)
+    return running(module)
 
 
 def described(path: Path, names: Mapping[str, str]) -> dict[str, str]:

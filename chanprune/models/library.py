@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chanprune.channels.refusals import first_line
 from chanprune.components import FilePath, Text, model
 from chanprune.models.weights import (
     SUFFIXES,
     State,
     first_convolution,
-    first_line,
     put_weights,
     read_weights,
 )

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from chanprune.channels.refusals import first_line
 from chanprune.processes.errors import UserError
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -170,9 +171,3 @@ def _rows(state: State, layer: str) -> int:
 def first_convolution(model: nn.Module) -> str:
     """Name the first convolution of a network."""
     return next((n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), "")
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

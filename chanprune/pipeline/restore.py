@@ -22,6 +22,7 @@ from chanprune.channels import (
     refuse_odd_indices,
     trace,
 )
+from chanprune.channels.refusals import first_line
 from chanprune.files.reading import refuse_irregular
 from chanprune.models import build_skeleton
 from chanprune.processes.errors import UserError
@@ -59,7 +60,7 @@ def restore(description: Model, path: Path) -> tuple[nn.Module, ChannelGraph, di
     except UserError as error:
         raise UserError(f"the model in {path.parent} is damaged: {error}") from error
     except Exception as error:  # what the files say may go wrong anywhere in a network
-        reason = next(iter(f"{error}".strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(f"the model in {path.parent} is damaged: {reason}") from error
     return model, graph, statistics
 
